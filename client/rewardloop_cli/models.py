@@ -17,10 +17,15 @@ from rewardloop.formats.vocabulary import UNTRAINED_HEADS_NOTE
 from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
 from rewardloop_cli.stored_models import one_version, open_store, versions
-from rewardloop_client import NoModel, NotFound, PolicyUnavailable, Promotion, RewardloopClient, VersionInfo
+from rewardloop_client import Evaluation, NoModel, NotFound, PolicyUnavailable, Promotion, RewardloopClient, VersionInfo
 
 # Of a version's metrics, the one that tells most about it, by model.
 _HEADLINES = {"reward": "gate_candidate_accuracy", "policy": "gate_win_rate"}
+# Of an evaluation's figures, those that tell most, by model: the first that there is.
+_EVALUATED = {
+    "reward": ("accuracy",),
+    "policy": ("length_controlled_win_rate", "win_rate", "safety_failures", "perplexity"),
+}
 
 
 def list_versions(server: str, models: Sequence[str] | None, *, store: str = "", as_json: bool = False) -> int:
@@ -48,10 +53,13 @@ def list_versions(server: str, models: Sequence[str] | None, *, store: str = "",
     if as_json:
         _print_json([_fields(info) for info in found])
         return 2 if failed else 0
-    table = Table("model", "version", "state", "parent", "age", "digest", "gate")
+    is_evaluated = any(info.evaluation is not None for info in found)
+    columns = ("model", "version", "state", "parent", "age", "digest", "gate")
+    table = Table(*columns, *(("evaluated",) if is_evaluated else ()))
     for info in found:
         row = (info.model, info.version, info.state, info.parent_version or "-", age(info.create_time))
-        table.add_row(*row, info.digest[:12], headline(info))
+        more = (_evaluated(info),) if is_evaluated else ()
+        table.add_row(*row, info.digest[:12], headline(info), *more)
     Console(markup=False).print(table if table.row_count else "no versions")
     return 2 if failed else 0
 
@@ -97,6 +105,10 @@ def show(server: str, model: str, version: str, *, show_all: bool, store: str = 
         print(f"WARNING: {warning}")
     rows = {"digest": info.digest, "parent": info.parent_version or "none", **summary_of(manifest)}
     rows |= {f"metric {name}": f"{value:.6g}" for name, value in sorted(info.metrics.items())}
+    if (found := info.evaluation) is not None:
+        rows["evaluated"] = f"{age(found.evaluate_time)} ago" + (f", against {found.against}" if found.against else "")
+        rows |= {"report": found.report_id} if found.report_id else {}
+        rows |= {f"evaluation {name}": f"{value:.6g}" for name, value in sorted(found.figures.items())}
     _print_rows(rows)
     if show_all and manifest:
         print(json.dumps(manifest, indent=2, sort_keys=True))
@@ -144,7 +156,28 @@ def _fields(info: VersionInfo) -> dict[str, object]:
         "digest": info.digest,
         "metrics": dict(info.metrics),
         "untrained_heads": _untrained(info) is not None,
+        "evaluation": None if info.evaluation is None else _evaluation(info.evaluation),
     }
+
+
+def _evaluation(found: Evaluation) -> dict[str, object]:
+    return {
+        "evaluated_at": found.evaluate_time.isoformat() if found.evaluate_time else None,
+        "against": found.against or None,
+        "figures": dict(found.figures),
+        "report_id": found.report_id or None,
+    }
+
+
+def _evaluated(info: VersionInfo) -> str:
+    """Return the figure of the last evaluation that tells most, with its interval if there is one; "-" without any."""
+    figures = info.evaluation.figures if info.evaluation else {}
+    for name in _EVALUATED.get(info.model, _EVALUATED[REWARD]):
+        if name in figures:
+            bounds = [figures[f"{name}_{end}"] for end in ("lower", "upper") if f"{name}_{end}" in figures]
+            interval = f" ({bounds[0]:.3f} to {bounds[1]:.3f})" if len(bounds) == 2 else ""
+            return f"{name.replace('_', ' ')} {figures[name]:.3f}{interval}"
+    return "-"
 
 
 def _untrained(info: VersionInfo) -> str | None:

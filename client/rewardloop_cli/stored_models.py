@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rewardloop.formats.store_errors import StoreError
 from rewardloop_cli.failures import UsageError
-from rewardloop_client import VersionInfo
+from rewardloop_client import Evaluation, VersionInfo
 
 if TYPE_CHECKING:
     from rewardloop.formats.store import ModelStore
@@ -68,6 +68,7 @@ def _numbers(store: ModelStore, model: str) -> list[int]:
 
 def _info(store: ModelStore, model: str, number: str) -> VersionInfo:
     manifest = store.manifest(model, number)
+    found = _evaluated(store, model, manifest.version, manifest.digest)
     return VersionInfo(
         model,
         manifest.version,
@@ -77,7 +78,20 @@ def _info(store: ModelStore, model: str, number: str) -> VersionInfo:
         _moment(manifest.created_at),
         dict(manifest.metrics),
         manifest.to_json(),
+        found,
     )
+
+
+def _evaluated(store: ModelStore, model: str, version: str, digest: str) -> Evaluation | None:
+    from rewardloop.formats.storing.evaluated import EvaluatedError
+
+    try:
+        found = store.evaluated.read(model, version, digest)
+    except EvaluatedError as error:
+        raise UsageError(str(error)) from error
+    if found is None:
+        return None
+    return Evaluation(datetime.fromtimestamp(found.time, UTC), found.against, found.figures, found.report_id)
 
 
 def _moment(text: str) -> datetime | None:

@@ -27,6 +27,7 @@ from rewardloop_client._types import (
     ErasureHolder,
     ErasureProgress,
     ErasureStateName,
+    Evaluation,
     Generation,
     Identity,
     LaneName,
@@ -427,7 +428,13 @@ def version_info(info: model_pb2.VersionInfo) -> VersionInfo:
         create_time=info.create_time.ToDatetime(tzinfo=UTC) if info.HasField("create_time") else None,
         metrics=dict(info.metrics),
         manifest_json=info.manifest_json,
+        evaluation=_evaluation(info.evaluation) if info.HasField("evaluation") else None,
     )
+
+
+def _evaluation(found: model_pb2.Evaluation) -> Evaluation:
+    moment = found.evaluate_time.ToDatetime(tzinfo=UTC) if found.HasField("evaluate_time") else None
+    return Evaluation(moment, found.against, dict(found.figures), found.report_id)
 
 
 def version_or_none(response: model_pb2.SetCanaryResponse | model_pb2.SetShadowResponse) -> VersionInfo | None:

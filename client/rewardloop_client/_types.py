@@ -302,6 +302,23 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What the last evaluation of a version found.
+
+    Attributes:
+        evaluate_time: When, in UTC; None if the server does not say it.
+        against: What the version was compared with, in words; empty for nothing.
+        figures: By their name in the report.
+        report_id: The report in the store; empty if it is in none.
+    """
+
+    evaluate_time: datetime | None
+    against: str
+    figures: Mapping[str, float]
+    report_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class VersionInfo:
     """A version in the model store.
 
@@ -315,6 +332,7 @@ class VersionInfo:
         create_time: When it was published, in UTC.
         metrics: How it measured, by name.
         manifest_json: The whole manifest as JSON; empty except from get_version.
+        evaluation: What the last evaluation found, from list_versions and get_version; None without one.
     """
 
     model: str
@@ -325,6 +343,7 @@ class VersionInfo:
     create_time: datetime | None
     metrics: Mapping[str, float]
     manifest_json: str
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,29 @@ def test_a_ledger_and_a_version_are_audited(ledger: Path, tmp_path: Path, capsys
     assert 'rewardloop_audit{figure="first_leaning"} 1.0' in metrics.read_text()
 
 
+def test_a_named_model_is_audited_on_the_signals_of_its_aspect(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = leaning(World(0, pairs=60).judged(Crowd(people=12, votes=3)))
+    for i, event in enumerate(events):
+        event.aspect = "helpful" if i % 3 else ""
+    Ledger(tmp_path / "ledger").append([Recorded(f"{1_700_000_000_000 + i}-0", e) for i, e in enumerate(events)])
+    base = save_tiny_encoder(tmp_path / "base", words=[*WORDS, "question"])
+    common = ["--base", str(base), "--store", str(tmp_path / "store"), "--max-length", "64"]
+    assert export([*common, "--model", "helpful"]) == 0
+    capsys.readouterr()
+    flags = ["--archive", str(tmp_path / "ledger"), "--store", str(tmp_path / "store"), "--output", "json"]
+    flags += ["--out", str(tmp_path / "audit"), "--probed", "10"]
+    assert main([*flags, "--model", "helpful", "--version", "1"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert said["figures"]["signals"] == 120
+    assert "model_accuracy" in said["figures"]
+    assert json.loads((tmp_path / "audit" / "report.json").read_text())["facts"]["model"] == "helpful 1"
+    assert main([*flags]) == 1
+    assert json.loads(capsys.readouterr().out)["figures"]["signals"] == 60
+    assert main([*flags, "--version", "1"]) == 2  # reward has no version
+
+
 def test_what_cannot_be_audited_is_said_in_one_line(
     ledger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,4 +81,4 @@ def test_what_cannot_be_audited_is_said_in_one_line(
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"rewardloop audit: {rows}: no row has a known shape")
     assert main(["--archive", str(ledger), "--store", str(tmp_path / "none"), "--version", "3"]) == 2
     assert main(["--archive", str(tmp_path / "empty"), "--out", str(tmp_path / "audit")]) == 2
-    assert "has no signal to audit" in capsys.readouterr().err
+    assert "has no signal of reward to audit" in capsys.readouterr().err

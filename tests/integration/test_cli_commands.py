@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 
 from rewardloop.formats.messages import turns
 from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.formats.storing.evaluated import Evaluated
 from rewardloop.formats.vocabulary import UNTRAINED_HEADS_NOTE
 from rewardloop_cli import processes
 from rewardloop_cli.bench.report import percentile
@@ -568,6 +570,24 @@ def test_models_are_read_from_a_store_without_a_server(tmp_path: Path) -> None:
     assert "some/base" in shown
     found = json.loads(_run("models", "show", "reward", "2", "--store", str(tmp_path), "--json").output)
     assert (found["metrics"], found["manifest"]["base"]) == (METRICS, "some/base")
+
+
+def test_what_an_evaluation_found_is_shown_with_its_version(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    made = [store.publish(Manifest("reward", base=f"{i}"), lambda directory: None) for i in range(2)]
+    assert "evaluated" not in _run("models", "list", "--store", str(tmp_path)).output
+    figures = {"accuracy": 0.71, "accuracy_lower": 0.65, "accuracy_upper": 0.77, "ceiling": 0.8}
+    store.evaluated.keep("reward", "2", Evaluated(made[1].digest, time.time() - 7200, "reward 1", figures, "r"))
+    listed = _run("models", "list", "--store", str(tmp_path)).output
+    assert "accuracy 0.710 (0.650 to 0.770)" in listed
+    shown = _run("models", "show", "reward", "2", "--store", str(tmp_path)).output.splitlines()
+    found = dict(re.split(r"  +", line, maxsplit=1) for line in shown if "  " in line)
+    assert (found["evaluated"], found["report"]) == ("2 h ago, against reward 1", "r")
+    assert found["evaluation ceiling"] == "0.8"
+    first, second = reversed(json.loads(_run("models", "list", "--store", str(tmp_path), "--json").output))
+    assert first["evaluation"] is None
+    assert second["evaluation"]["figures"] == figures
+    assert (second["evaluation"]["against"], second["evaluation"]["report_id"]) == ("reward 1", "r")
 
 
 @pytest.mark.parametrize(

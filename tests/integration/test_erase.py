@@ -135,6 +135,8 @@ class Place:
         (kept / TRUST).write_text(trust.to_json())
         (self.work / "reports" / "reward-1" / "checks").mkdir(parents=True, exist_ok=True)
         (self.work / "reports" / "reward-1" / "checks" / "page.html").write_text(f"good answer 1 to {GONE}")
+        (self.work / "checks" / "rater").mkdir(parents=True, exist_ok=True)
+        (self.work / "checks" / "rater" / "work.sqlite").write_text(f"I read good answer 1 to {GONE}")
 
 
 @pytest.fixture

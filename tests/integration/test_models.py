@@ -17,6 +17,7 @@ from support.statuses import failure, fields_of, reason_of
 
 from rewardloop.formats import keys
 from rewardloop.formats.storing.active import Active
+from rewardloop.formats.storing.evaluated import Evaluated
 from rewardloop.v1 import model_pb2
 from rewardloop_local.redis_server import EmbeddedRedis
 
@@ -48,6 +49,22 @@ async def test_version_is_shown_with_its_manifest(server: Running) -> None:
     assert json.loads(shown.manifest_json) == json.loads(server.store.manifest("reward", 2).to_json())
     active = (await server.stub.GetVersion(model_pb2.GetVersionRequest(model="reward"))).version
     assert (active.version.version, active.state) == ("1", model_pb2.VERSION_STATE_ACTIVE)
+
+
+async def test_what_an_evaluation_found_is_listed_and_shown(server: Running, tmp_path: Path) -> None:
+    digest = server.store.manifest("reward", 2).digest
+    server.store.evaluated.keep("reward", "2", Evaluated(digest, 1_700_000_000.25, "reward 1", {"accuracy": 0.7}, "r"))
+    reply = await server.stub.ListVersions(model_pb2.ListVersionsRequest(model="reward"))
+    assert [v.HasField("evaluation") for v in reply.versions] == [False, True, False]
+    shown = (await server.stub.GetVersion(model_pb2.GetVersionRequest(model="reward", version="2"))).version
+    assert shown.evaluation == reply.versions[1].evaluation
+    assert shown.evaluation.evaluate_time.ToMilliseconds() == 1_700_000_000_250
+    assert (shown.evaluation.against, shown.evaluation.report_id) == ("reward 1", "r")
+    assert dict(shown.evaluation.figures) == {"accuracy": 0.7}
+    (tmp_path / "models" / "reward" / ".evaluated" / "2.json").unlink()
+    (tmp_path / "models" / "reward" / ".evaluated" / "2.json").mkdir()  # a version is shown without it
+    again = (await server.stub.GetVersion(model_pb2.GetVersionRequest(model="reward", version="2"))).version
+    assert not again.HasField("evaluation")
 
 
 async def test_promotion_is_served_here_when_it_returns_and_stays(server: Running) -> None:

@@ -16,12 +16,15 @@ import grpc
 import pytest
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from support.judge_endpoint import judge_endpoint, rates
 from support.learning_runs import learning_seed
 from support.policy_versions import publish_policy, quick_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewardloop.formats.store import ModelStore
+from rewardloop.formats.text import Turn
 from rewardloop.v1 import common_pb2, reward_pb2, reward_pb2_grpc
+from rewardloop_trainer.assessment.safety.suites import SafetyPrompt, write_suite
 from rewardloop_trainer.commands import policy_train as policy_cli
 from rewardloop_trainer.learning.run_rows import read_steps
 
@@ -112,6 +115,24 @@ def command(scorer_and_address: tuple[Scorer, str], scorer: Scorer, store: Model
 def weights_of(out: Path) -> str:
     files: dict[str, str] = json.loads((out / "policy" / "run.json").read_text())["files"]
     return files["model.safetensors"]
+
+
+def test_a_chat_model_rates_a_policy_by_hand_and_what_it_minds_is_not_published(
+    command: list[str], store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attacks = [SafetyPrompt(f"{i}", "red team: x", "en", "safe", (Turn("user", f"q{i}"),)) for i in range(6)]
+    write_suite(tmp_path / "attacks.jsonl", attacks)
+    before, out = store.versions("policy"), tmp_path / "out"
+    checks = ["--checks.red-team", "0", "--checks.regression", str(tmp_path / "attacks.jsonl")]
+    with judge_endpoint(rates(lambda text: 1)) as endpoint:
+        checks += ["--checks.rater.judge.endpoint", endpoint.url, "--checks.rater.judge.model", "m"]
+        assert policy_cli.main([*command, *checks, "--out", str(out), "--heldout-share", "0.3", "--publish"]) == 1
+        assert len(endpoint.asked) > 0
+    assert "the gate would refuse it: red_team attacks.jsonl: 6 of 6 attacks" in capsys.readouterr().out
+    assert store.versions("policy") == before
+    report = json.loads((out / "report" / "checks" / "report.json").read_text())
+    assert report["sections"][0]["parts"][-1]["kind"] == "samples"
+    assert (out / "checks" / "rater" / "work.sqlite").exists()
 
 
 @pytest.mark.learning

@@ -121,6 +121,15 @@ def compared(messages: list[Message]) -> tuple[str, str, str]:
     return part(text, "conversation"), part(text, "response-A"), part(text, "response-B")
 
 
+def rates(rating: Callable[[str], int]) -> Says:
+    """A judge that gives each response the rating, from 1 to 10, that it is told."""
+
+    def says(messages: list[Message]) -> str:
+        return f"I read it.\nRATING: {rating(part(messages[1]['content'], 'response'))}"
+
+    return says
+
+
 def biased(better: Callable[[str, str, str], bool], first: float, error: float) -> Says:
     """A judge that takes the response shown first in a share ``first`` of the pairs, and else errs in ``error``.
 

@@ -45,10 +45,12 @@ Rule: TypeAlias = Literal[
     "not_finite",
     "not_promoted",
     "other",
+    "over_optimisation",
     "overfit",
     "parity",
     "perplexity",
     "red_team",
+    "refusals",
     "repetition",
     "reward_hacking",
     "safety",
@@ -127,7 +129,10 @@ POLICY_GATE_FIGURES = (
 # Of each kind of check, the figure of the one that came nearest to its threshold, or went furthest beyond it.
 CHECK_FIGURES = tuple(
     f"gate_check_{rule}"
-    for rule in ("benchmark", "calibration", "floor", "length", "overfit", "red_team", "safety", "slice", "task")
+    for rule in (
+        *("benchmark", "calibration", "floor", "length", "over_optimisation", "overfit", "red_team", "refusals"),
+        *("safety", "slice", "task", "win_rate"),
+    )
 )
 JUDGE_FIGURES = (
     "gate_judge_needed",

@@ -2,8 +2,9 @@
 
 A version is written under a temporary name, hashed, fsynced and renamed, so that a reader sees a whole version or
 none. Object stores cannot rename, so there a writer claims the number first (`storing.claim`) and uploads the manifest
-last, and a directory without one is no version. Beside the versions of a model lies a copy of its pointer. A version
-holds weights as safetensors or ONNX, and text. It holds no links, and nothing that runs when it is read.
+last, and a directory without one is no version. Beside the versions of a model lie a copy of its pointer and what
+evaluations found of them (`storing.evaluated`). A version holds weights as safetensors or ONNX, and text. It holds no
+links, and nothing that runs when it is read.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from rewardloop.formats.store_errors import UnsafeVersion as UnsafeVersion
 from rewardloop.formats.store_errors import UntrustedVersion as UntrustedVersion
 from rewardloop.formats.store_errors import VersionNotFound as VersionNotFound
 from rewardloop.formats.storing.claim import NumberClaim
+from rewardloop.formats.storing.evaluated import EvaluatedVersions
 from rewardloop.formats.storing.pointer_file import PointerFile
 from rewardloop.formats.storing.report_shelf import ReportShelf
 from rewardloop.formats.storing.version_files import (
@@ -68,7 +70,8 @@ class ModelStore:
     Attributes:
         url: Where it is.
         pointers: The copies of the models' pointers.
-        reports: What was found of them, for operators.
+        reports: Reports about them, for operators.
+        evaluated: The figures of the last evaluation of each version.
 
     Args:
         url: A local path or any fsspec URL such as ``s3://bucket/models``.
@@ -97,6 +100,7 @@ class ModelStore:
         self._cache_dir = cache_dir
         self.pointers = PointerFile(self._fs, self._root, self._is_local)
         self.reports = ReportShelf(self._fs, self._root)
+        self.evaluated = EvaluatedVersions(self._fs, self._root)
 
     @cached_property
     def _cache(self) -> Path:

@@ -31,7 +31,7 @@ VERSION_STATE_CANARY: VersionState
 VERSION_STATE_SHADOW: VersionState
 
 class VersionInfo(_message.Message):
-    __slots__ = ("model", "version", "state", "parent_version", "create_time", "metrics", "manifest_json")
+    __slots__ = ("model", "version", "state", "parent_version", "create_time", "metrics", "manifest_json", "evaluation")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class VersionInfo(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: _common_pb2.ModelVersion
     state: VersionState
@@ -53,7 +54,27 @@ class VersionInfo(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     metrics: _containers.ScalarMap[str, float]
     manifest_json: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., state: _Optional[_Union[VersionState, str]] = ..., parent_version: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., manifest_json: _Optional[str] = ...) -> None: ...
+    evaluation: Evaluation
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., state: _Optional[_Union[VersionState, str]] = ..., parent_version: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., manifest_json: _Optional[str] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
+
+class Evaluation(_message.Message):
+    __slots__ = ("evaluate_time", "against", "figures", "report_id")
+    class FiguresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    EVALUATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    REPORT_ID_FIELD_NUMBER: _ClassVar[int]
+    evaluate_time: _timestamp_pb2.Timestamp
+    against: str
+    figures: _containers.ScalarMap[str, float]
+    report_id: str
+    def __init__(self, evaluate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., against: _Optional[str] = ..., figures: _Optional[_Mapping[str, float]] = ..., report_id: _Optional[str] = ...) -> None: ...
 
 class ListVersionsRequest(_message.Message):
     __slots__ = ("model",)

@@ -14,6 +14,7 @@ import structlog
 from rewardloop.formats.mixing.names import POLICY
 from rewardloop.formats.store import CorruptVersion, Manifest, ModelStore, VersionNotFound
 from rewardloop.formats.storing.active import Share
+from rewardloop.formats.storing.evaluated import Evaluated, EvaluatedError
 from rewardloop.formats.vocabulary import VersionRole
 from rewardloop.v1 import common_pb2, model_pb2, model_pb2_grpc
 from rewardloop_server.calls.errors import (
@@ -73,10 +74,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             reply.models[:] = self._names
             return reply
         host = self._hosts[request.model]
-        manifests = await asyncio.to_thread(_readable_manifests, self._store, request.model)
-        return model_pb2.ListVersionsResponse(
-            versions=[_info(host, manifest) for manifest in manifests], models=self._names
-        )
+        stored = await asyncio.to_thread(_readable_versions, self._store, request.model)
+        versions = [_info(host, manifest, evaluated) for manifest, evaluated in stored]
+        return model_pb2.ListVersionsResponse(versions=versions, models=self._names)
 
     async def GetVersion(self, request: model_pb2.GetVersionRequest, context: Context) -> model_pb2.GetVersionResponse:
         if (worker := self._worker_of(request.model)) is not None:
@@ -86,7 +86,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             manifest = await self._manifest(request.model, request.version)
         else:
             manifest = _active(host, request.model)
-        info = _info(host, manifest)
+        info = _info(host, manifest, await asyncio.to_thread(_evaluated, self._store, manifest))
         info.manifest_json = manifest.to_json()
         return model_pb2.GetVersionResponse(version=info)
 
@@ -223,18 +223,32 @@ def _active(host: ModelHost, model: str) -> Manifest:
     return host.active
 
 
-def _readable_manifests(store: ModelStore, model: str) -> list[Manifest]:
-    """Return the manifests, newest first. A broken one is logged and left out, so that it does not hide the others."""
-    manifests = []
+def _readable_versions(store: ModelStore, model: str) -> list[tuple[Manifest, Evaluated | None]]:
+    """Return the manifests, newest first, and what evaluations found.
+
+    A broken manifest is logged and left out, so that it does not hide the others.
+    """
+    found = []
     for version in reversed(store.versions(model)):
         try:
-            manifests.append(store.manifest(model, version))
+            manifest = store.manifest(model, version)
         except (VersionNotFound, CorruptVersion) as error:
             log.warning("version left out of the list", model=model, version=version, error=str(error))
-    return manifests
+        else:
+            found.append((manifest, _evaluated(store, manifest)))
+    return found
 
 
-def _info(host: ModelHost, manifest: Manifest) -> model_pb2.VersionInfo:
+def _evaluated(store: ModelStore, manifest: Manifest) -> Evaluated | None:
+    """Return what evaluations found; None also if it cannot be read, because a version is shown without it."""
+    try:
+        return store.evaluated.read(manifest.model, manifest.version, manifest.digest)
+    except EvaluatedError as error:
+        log.warning("an evaluation is not shown", model=manifest.model, version=manifest.version, error=str(error))
+        return None
+
+
+def _info(host: ModelHost, manifest: Manifest, evaluated: Evaluated | None = None) -> model_pb2.VersionInfo:
     info = model_pb2.VersionInfo(
         model=manifest.model,
         version=common_pb2.ModelVersion(version=manifest.version, digest=manifest.digest),
@@ -244,4 +258,8 @@ def _info(host: ModelHost, manifest: Manifest) -> model_pb2.VersionInfo:
     )
     if manifest.created_at:
         info.create_time.FromDatetime(datetime.fromisoformat(manifest.created_at))
+    if evaluated is not None:
+        info.evaluation.evaluate_time.FromMilliseconds(round(1000 * evaluated.time))
+        info.evaluation.against, info.evaluation.report_id = evaluated.against, evaluated.report_id
+        info.evaluation.figures.update(evaluated.figures)
     return info

@@ -7,8 +7,19 @@ import math
 import numpy as np
 import pytest
 
-from rewardloop_trainer.annotators.agreement import agreement_by, agreement_of, krippendorff, self_consistency, wilson
-from rewardloop_trainer.annotators.votes import make_votes
+from rewardloop.formats.text import Turn
+from rewardloop_trainer.annotators.agreement import (
+    agreement_by,
+    agreement_of,
+    agreement_of_grades,
+    krippendorff,
+    krippendorff_interval,
+    self_consistency,
+    self_consistency_of_grades,
+    wilson,
+)
+from rewardloop_trainer.annotators.votes import grades_of, make_votes
+from rewardloop_trainer.data.preferences import Labelled
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": two people with two values, two people with five, and
 # four people of whom some did not say anything.
@@ -27,6 +38,43 @@ def test_alpha_is_the_published_one(said: list[str], alpha: float) -> None:
     assert krippendorff(counts(said)).alpha == pytest.approx(alpha, abs=5e-4)
 
 
+def grades(said: list[str]) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    found = [(i, float(value)) for row in said for i, value in enumerate(row) if value != "."]
+    return np.array([i for i, _ in found]), np.array([value for _, value in found])
+
+
+@pytest.mark.parametrize(("said", "alpha"), [(_BINARY, 0.095), (_MISSING, 0.849)])
+def test_alpha_of_values_on_a_scale_is_the_published_one(said: list[str], alpha: float) -> None:
+    """0.849 is the interval alpha of the published data; of two values it is the nominal one."""
+    found = krippendorff_interval(*grades(said))
+    assert found.alpha == pytest.approx(alpha, abs=5e-4)
+    item, value = grades(said)
+    moved = krippendorff_interval(item, value / 4 + 1e6)
+    assert moved.alpha == pytest.approx(found.alpha, abs=1e-6)
+    assert found.lower < found.alpha < found.upper
+
+
+def test_of_equal_values_no_agreement_is_known() -> None:
+    assert math.isnan(krippendorff_interval(np.array([0, 0, 1, 1]), np.full(4, 0.1)).alpha)
+    assert math.isnan(krippendorff(np.array([[2.0, 0.0], [3.0, 0.0]])).alpha)
+
+
+def test_grades_of_named_people_agree_with_others_and_with_themselves() -> None:
+    prompt = (Turn("user", "q"),)
+
+    def grade(person: str, response: str, label: float) -> Labelled:
+        return Labelled(prompt, response, label, annotator=person)
+
+    said = [grade("a", "x", 0.0), grade("b", "x", 0.25), grade("a", "y", 1.0), grade("b", "y", 0.75)]
+    found = grades_of([*said, grade("", "x", 1.0), grade("a", "y", 0.0), grade("b", "y", 0.75)])
+    alone = grades_of(said)
+    assert (len(found), len(alone)) == (6, 4)
+    assert agreement_of_grades(found).alpha == agreement_of_grades(alone).alpha == pytest.approx(1 - 0.125 / (5 / 6))
+    again = self_consistency_of_grades(found)
+    assert (again.same, again.repeats, again.people) == (0.5, 2, 2)
+    assert math.isnan(self_consistency_of_grades(alone).same)
+
+
 def test_the_interval_covers_the_true_alpha_as_often_as_it_says() -> None:
     """Two classes, people who are right with probability 0.8: two of them agree at 0.68, so that alpha is 0.36."""
     chance = np.random.default_rng(5)
@@ -38,6 +86,18 @@ def test_the_interval_covers_the_true_alpha_as_often_as_it_says() -> None:
         found = krippendorff(np.stack([firsts, 4 - firsts], axis=1), resamples=300, seed=run)
         covered += found.lower <= 0.36 <= found.upper
     assert covered >= 180  # 190 are expected; fewer than 180 happen once in 600
+
+
+def test_the_interval_of_ratings_covers_the_true_alpha_as_often_as_it_says() -> None:
+    """The variance of a rating is half that of what is rated and half noise, so that alpha is 0.5."""
+    chance = np.random.default_rng(6)
+    item = np.repeat(np.arange(150), 3)
+    covered = 0
+    for run in range(200):
+        value = chance.normal(size=150)[item] + chance.normal(size=len(item))
+        found = krippendorff_interval(item, value, resamples=300, seed=run)
+        covered += found.lower <= 0.5 <= found.upper
+    assert covered >= 180  # as above
 
 
 def test_nobody_agrees_where_nobody_was_asked_twice() -> None:

@@ -24,7 +24,6 @@ from rewardloop_trainer.audit.report import findings, report_of
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.reports.page import render
 
-RUNS = 20
 ALPACAEVAL = Path(__file__).resolve().parents[3].parent / "shared/data/alpacaeval_test.jsonl.gz"
 NEW = Unseen(None, 0.1)
 
@@ -116,28 +115,55 @@ WORLDS: Mapping[str, Callable[[], Draw]] = {
 }
 
 
+def world_of(name: str) -> Draw:
+    if name == "alpacaeval" and not ALPACAEVAL.exists():
+        pytest.skip(f"{ALPACAEVAL}: the pairs are not on this machine")
+    return WORLDS[name]()
+
+
+# Runs in which a statement is tested, and the most that go wrong: more do so once in a thousand times, if one in
+# twenty does.
+RUNS, MOST_WRONG = 40, 7
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("planted", [{"first": 0.3}, {"longer": 0.3}, {}], ids=["first", "longer", "nothing"])
 def test_planted_leanings_are_found_at_their_size(world: str, planted: dict[str, float]) -> None:
-    """95% intervals: of 20, fewer than 16 cover once in 390 times. A leaning of 0.3 may be missed in one of 20."""
-    if world == "alpacaeval" and not ALPACAEVAL.exists():
-        pytest.skip(f"{ALPACAEVAL}: the pairs are not on this machine")
-    draw = WORLDS[world]()
-    covered = {"first": 0, "longer": 0}
-    found = 0
+    """The interval of the leaning covers what was planted, and what was not, as often as it says."""
+    draw = world_of(world)
+    missed = dict.fromkeys(("first", "longer"), 0)
     for seed in range(RUNS):
         judged = judged_of(crowd(seed, draw, **planted), NEW, "group")
         of_b, others = ([each for each in judged if ("group b" in each.slices) == is_b] for is_b in (True, False))
-        leanings = {"first": lean_to_first(of_b), "longer": lean_to_longer(of_b, others)}
-        for name, leaning in leanings.items():
-            covered[name] += leaning.leaning.lower <= planted.get(name, 0.0) <= leaning.leaning.upper
-        found += any(leaning.is_beyond(0.05 / 2) for leaning in leanings.values())
-    print(f"{world}, planted {planted}: covered {covered}, found in {found} of {RUNS}")
-    assert covered["first"] >= 16
+        for name, leaning in {"first": lean_to_first(of_b), "longer": lean_to_longer(of_b, others)}.items():
+            missed[name] += not leaning.leaning.lower <= planted.get(name, 0.0) <= leaning.leaning.upper
+    print(f"{world}, planted {planted}: outside of the interval {missed} times in {RUNS}")
+    assert missed["first"] <= MOST_WRONG
     # Who takes the first one in a share of the choices takes the longer one less often than the others do.
-    assert covered["longer"] >= 16 or "first" in planted
-    assert (found >= RUNS - 1) if planted else (found <= 4)  # one run in twenty is expected; more than 4 once in 400
+    assert missed["longer"] <= MOST_WRONG or "first" in planted
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("world", WORLDS)
+def test_an_audit_of_people_without_a_leaning_finds_one_as_seldom_as_it_says(world: str) -> None:
+    """One audit in twenty may name a leaning, whatever its slices; `findings` as the command prints them."""
+    draw = world_of(world)
+    wrong = {seed: found for seed in range(RUNS) if (found := findings(audit_of(crowd(seed, draw))))}
+    print(f"{world}: findings in {len(wrong)} of {RUNS} audits: {wrong}")
+    assert len(wrong) <= MOST_WRONG
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("planted", [{"first": 0.4}, {"longer": 0.4}], ids=["first", "longer"])
+def test_an_audit_finds_a_planted_leaning_beside_all_of_its_slices(planted: dict[str, float]) -> None:
+    what = "the response they see first" if "first" in planted else "the longer response"
+    missed = 0
+    for seed in range(20):
+        found = findings(audit_of(crowd(seed, **planted)))
+        missed += not any(each.startswith("group b: in ") and f"{what} more often" in each for each in found)
+    print(f"planted {planted}: not named in {missed} of 20 audits")
+    assert missed <= 1
 
 
 def test_an_audit_names_who_leans_and_nobody_else() -> None:
@@ -145,6 +171,57 @@ def test_an_audit_names_who_leans_and_nobody_else() -> None:
     assert any(each.startswith("group b: in ") and "the response they see first more often" in each for each in found)
     assert not any(each.startswith("group a") for each in found)
     assert not findings(audit_of(crowd(1)))
+
+
+def graded(kind: str, values: Mapping[tuple[str, int], float]) -> list[feedback_pb2.FeedbackEvent]:
+    """Thumbs or ratings from 1 to 5 by the person and the number of the response."""
+    found = []
+    for i, ((person, number), value) in enumerate(values.items()):
+        event = feedback_pb2.FeedbackEvent(
+            event_id=f"{kind}{i}", responses=[f"answer {number}"], annotator_id=person, prompt={"text": f"q{number}"}
+        )
+        if kind == "thumb":
+            event.thumb.CopyFrom(feedback_pb2.Thumb(response=0, up=value > 0))
+        else:
+            event.rating.CopyFrom(feedback_pb2.Rating(response=0, value=value, minimum=1, maximum=5))
+        event.arrival_time.FromMilliseconds(1_700_000_000_000 + 90_000 * i)
+        found.append(event)
+    return found
+
+
+def test_agreement_is_known_for_thumbs_and_ratings_too() -> None:
+    chance = np.random.default_rng(0)
+    everybody = [(person, number) for number in range(30) for person in "abc"]
+    thumbs = {each: float(chance.random() < 0.5) for each in everybody}
+    ratings = {each: float(1 + each[1] % 5) for each in everybody}
+    ratings["c", 0] = 2.0
+    again = graded("rating", {("a", 1): 2.0, ("a", 2): 5.0})
+    for event in again:
+        event.event_id += " again"
+    audit = audit_of([*crowd(1), *graded("thumb", thumbs), *graded("rating", ratings), *again])
+    kinds = {each.name: each for each in audit.kinds}
+    assert set(kinds) == {"comparison", "thumb", "rating"}
+    assert kinds["rating"].agreement.alpha == pytest.approx(1, abs=0.02)
+    assert kinds["rating"].agreement.alpha < 1
+    assert kinds["thumb"].agreement.upper < 0.4
+    same = kinds["rating"].consistency
+    assert (same.same, same.repeats) == (0.5, 2)
+    slices = {each.name: each.agreement.alpha for each in audit.slices}
+    assert slices["kind rating"] == pytest.approx(kinds["rating"].agreement.alpha)
+    figures = report_of(audit, {}).figures
+    assert {"alpha_comparison", "alpha_thumb", "alpha_rating", "self_consistency_rating"} & set(figures) == {
+        *("alpha_thumb", "alpha_rating", "self_consistency_rating"),
+    }
+    assert "Agreement by kind of signal" in render(report_of(audit, {}))
+    assert not audit_of(crowd(1)).kinds[1:]
+
+
+@pytest.mark.parametrize(("items", "is_named"), [(6, False), (60, True)])
+def test_that_people_hardly_agree_is_named_if_enough_was_judged_twice(items: int, is_named: bool) -> None:
+    values = {(person, number): float((number + (person == "b")) % 2) for number in range(items) for person in "ab"}
+    more = {(person, number): 1.0 for number in range(items, 60) for person in "a"}
+    found = findings(audit_of(graded("thumb", {**values, **more})))
+    assert any("people hardly agree" in each for each in found) is is_named
 
 
 def answers(count: int) -> list[tuple[Prompt, str]]:
@@ -161,10 +238,10 @@ def test_a_models_fondness_of_a_form_is_found() -> None:
     for name, each in pairs.items():
         noise = chance.normal(0, 0.3, len(each))
         fond = measure_probe(name, each, 0.8 + noise, 1.0)
-        assert fond.is_found
+        assert fond.is_beyond(0.001)
         assert fond.shift.value == pytest.approx(0.8 + noise.mean())
         assert fond.shift.upper - fond.shift.lower == pytest.approx(2 * 1.96 * 0.3 / 200**0.5, rel=0.25)
-        assert not measure_probe(name, each, noise, 1.0).is_found
+        assert not measure_probe(name, each, noise, 1.0).is_beyond(0.05)
 
 
 def test_probes_change_form_alone() -> None:
@@ -185,8 +262,13 @@ def test_a_models_accuracy_and_fondness_of_length_by_slice() -> None:
     assert found.accuracy.value == pytest.approx(found.length_baseline)
     assert found.accuracy_shorter_won == 0
     assert found.longer_beyond_people.lower > 0.2  # it always prefers the longer one, and people do not
+    assert found.is_fonder_than_people(0.05, 0.001)
+    assert not found.is_below_baseline(0.05)
     fair = measure_model(pairs, np.where(np.random.default_rng(0).random(len(pairs)) < 0.5, 1.0, -1.0))
     assert fair.accuracy.lower < 0.5 < fair.accuracy.upper
+    turned = measure_model(pairs, -length)
+    assert turned.is_below_baseline(0.001)
+    assert not turned.is_fonder_than_people(0.05, 0.05)
 
 
 def test_what_a_model_learned_from_does_not_judge_it() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -23,10 +23,11 @@ from rewardloop_trainer.assessment.reward_models.benchmarks import (
     read_benchmark,
     score_benchmark,
 )
-from rewardloop_trainer.assessment.reward_models.checks import RatedVersion, check_reward
+from rewardloop_trainer.assessment.reward_models.checks import RatedVersion, Seen, check_reward
 from rewardloop_trainer.assessment.reward_models.over_optimisation import over_optimisation
 from rewardloop_trainer.data.logistic import sigmoid
 from rewardloop_trainer.data.preferences import Pair, Prompt
+from rewardloop_trainer.evaluation.answers import Scorer
 from rewardloop_trainer.evaluation.evidence import Readings, evidence_of
 from rewardloop_trainer.evaluation.likelihood import calibration_error, reliability
 from rewardloop_trainer.reward.settings import RewardChecks
@@ -211,3 +212,52 @@ def test_a_regression_of_one_slice_and_of_one_subset_is_refused_with_its_cases(t
     assert refused["bench, short"].cases[0].marks == ["short"]
     same = check_reward(evidence, *[RatedVersion(Readings(live, none), score_right)] * 2, settings)
     assert all(check.passed for check in same)
+
+
+def test_a_model_that_knows_its_training_signals_by_heart_is_refused_with_what_it_gets_wrong() -> None:
+    pairs = [Pair(prompt(f"q{i}"), "a b", "c d") for i in range(200)]
+    evidence, none = evidence_of(pairs), np.zeros(0)
+    seen = Choices.of(evidence_of([Pair(prompt(f"s{i}"), "a b", "c d") for i in range(100)]))
+    margins = np.array([-2.0 if i == 7 else -1.0 if i % 4 == 0 else 1.0 for i in range(200)])
+    candidate = RatedVersion(Readings(margins, none), score_by_length)
+    settings = RewardChecks.model_validate({"overfit": 0.1})
+    by_heart, as_good = Seen(seen, np.ones(100)), Seen(seen, np.array([-1.0 if i % 4 else 1.0 for i in range(100)]))
+    (check,) = check_reward(evidence, candidate, None, settings, by_heart)
+    assert not check.passed
+    assert rule_of(check.reason) == "overfit"
+    assert check.found.value == pytest.approx(51 / 200)
+    assert check.cases[0].prompt.endswith("q7")
+    assert len(check.cases) == 50
+    (check,) = check_reward(evidence, candidate, None, settings, as_good)
+    assert check.passed
+    for unknown in (None, Seen(Choices.of(evidence_of([pairs[0]])), np.ones(1))):
+        (check,) = check_reward(evidence, candidate, None, settings, unknown)
+        assert not check.passed
+
+
+def test_an_over_optimised_model_is_refused_with_the_answers_that_it_likes_and_the_judge_does_not(
+    tmp_path: Path,
+) -> None:
+    """Each answer is a number, which the candidate likes; the judge does up to 4, and not beyond."""
+    rows = [{"prompt": f"q{i}", "responses": [str(n) for n in range(1 + i % 2, 9 + i % 2)]} for i in range(40)]
+    answers = write_rows(tmp_path / "answers.jsonl", rows)
+
+    def scorer(of: Callable[[float], float]) -> Scorer:
+        return lambda prompts, texts: [[of(float(text)) for text in group] for group in texts]
+
+    named = {"over_optimisation": 0.1, "answers": answers, "judge": "2"}
+    settings = RewardChecks.model_validate(named)
+    evidence, none = evidence_of([Pair(prompt("q"), "a b", "c d")]), np.zeros(0)
+    candidate = RatedVersion(Readings(np.ones(1), none), scorer(lambda n: n))
+    (check,) = check_reward(evidence, candidate, None, settings, judge=scorer(lambda n: -abs(n - 4)))
+    assert not check.passed
+    assert rule_of(check.reason) == "over_optimisation"
+    sides = check.cases[0].sides
+    assert (float(sides[0].text), sides[1].text) == (9.0, "4")
+    (check,) = check_reward(evidence, candidate, None, settings, judge=scorer(lambda n: n**2))
+    assert check.passed
+    (check,) = check_reward(evidence, candidate, None, settings)
+    assert not check.passed
+    for missing in named:
+        with pytest.raises(ValueError, match="set all, or none"):
+            RewardChecks.model_validate({name: value for name, value in named.items() if name != missing})

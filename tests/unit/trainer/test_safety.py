@@ -11,7 +11,8 @@ import pytest
 
 from rewardloop.formats.text import Turn
 from rewardloop_trainer.assessment.refusals import is_refusal
-from rewardloop_trainer.assessment.safety.raters import NamedRater, phrase_rater
+from rewardloop_trainer.assessment.safety.open_rater import joined
+from rewardloop_trainer.assessment.safety.raters import NamedRater, judge_rater, phrase_rater, score_rater
 from rewardloop_trainer.assessment.safety.rates import run_suite
 from rewardloop_trainer.assessment.safety.red_team import attack_policy
 from rewardloop_trainer.assessment.safety.suites import (
@@ -22,6 +23,8 @@ from rewardloop_trainer.assessment.safety.suites import (
     write_suite,
 )
 from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.judging.judge import Answer as Rated
+from rewardloop_trainer.judging.judge import BudgetSpent, Duel, Opinion
 
 RATER = NamedRater("phrases", phrase_rater(["secret recipe"]))
 Answer = Callable[[Prompt], str]
@@ -106,6 +109,55 @@ def test_what_a_rater_cannot_say_is_not_taken_for_safe() -> None:
     assert np.isnan(found.failed[0])
 
 
+QUESTION: Prompt = (Turn("user", "q"),)
+
+
+def rated(rate: Callable[[Sequence[Prompt], Sequence[str]], Sequence[float | None]], *texts: str) -> list[float | None]:
+    return list(rate([QUESTION] * len(texts), texts))
+
+
+def test_a_reward_model_rates_by_its_least_score() -> None:
+    def score(prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[float | None]]:
+        return [[None if each in (" ", "unread") else float(len(each)) for each in group] for group in texts]
+
+    assert rated(score_rater(score, 3.0), "ab", "abc", " ", "unread") == [1.0, 0.0, 0.0, None]
+
+
+def test_a_judge_rates_how_safe_an_answer_is() -> None:
+    class Judge:
+        name = "judge"
+
+        def compare(self, duels: Sequence[Duel]) -> list[Opinion | None]:
+            raise NotImplementedError
+
+        def rate(self, answers: Sequence[Rated]) -> list[float | None]:
+            assert all(answer.response for answer in answers)
+            return [{"bad": 0.25, "odd": None}.get(answer.response, 1.0) for answer in answers]
+
+    assert rated(judge_rater(Judge()), "bad", "", "fine", "odd") == [0.75, 0.0, 0.0, None]
+
+
+def test_of_several_raters_the_strictest_counts_and_one_that_cannot_say_is_not_outvoted() -> None:
+    def one(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+        return [{"a": 0.6, "b": None, "c": None}.get(text, 0.1) for text in texts]
+
+    both = joined({"one": one, "phrases": phrase_rater(["c"])}, 0.5)
+    assert both.name == "one, phrases"
+    assert rated(both.rate, "a", "b", "c", "d") == [0.6, None, 1.0, 0.1]
+
+
+def test_what_must_be_answered_is_not_rated() -> None:
+    asked: list[str] = []
+
+    def rate(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+        asked.extend(prompt[-1].content for prompt in prompts)
+        return [0.0] * len(texts)
+
+    run_suite(suite(), responder(careful), NamedRater("counted", rate))
+    assert "kill a process" not in asked
+    assert len(asked) == 13
+
+
 def test_the_red_team_finds_a_planted_weakness_and_exploits_it() -> None:
     goals = suite()[:12]
     found = attack_policy(goals, responder(weak("without any rules")), RATER, budget=400, seed=1)
@@ -147,6 +199,24 @@ def test_a_text_model_writes_attacks_anew() -> None:
     found = attack_policy(goals, responder(answer), RATER, budget=40, seed=0, multi_turn=False, paraphrase=paraphrase)
     assert said
     assert found.by_kind["paraphrase"][1] == found.by_kind["paraphrase"][0] > 0
+
+
+def test_a_search_goes_on_without_paraphrases_when_their_budget_is_spent() -> None:
+    asked: list[Prompt] = []
+
+    def paraphrase(prompts: Sequence[Prompt]) -> list[str]:
+        if len(asked) == 3:
+            raise BudgetSpent("3 of 3 calls are spent")
+        asked.extend(prompts)
+        return [f"please {len(asked)}"] * len(prompts)
+
+    answer: Answer = lambda prompt: "The secret recipe .."  # noqa: E731
+    found = attack_policy(suite()[:3], responder(answer), RATER, budget=120, seed=0, paraphrase=paraphrase)
+    assert (found.paraphrases, found.is_paraphrase_spent) == (3, True)
+    assert found.by_kind["paraphrase"][0] == 3
+    assert found.calls > 100
+    unspent = attack_policy(suite()[:3], responder(answer), RATER, budget=120, seed=0)
+    assert (unspent.paraphrases, unspent.is_paraphrase_spent) == (0, False)
 
 
 def test_a_policy_without_weakness_ends_the_search() -> None:

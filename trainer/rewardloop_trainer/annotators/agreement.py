@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewardloop_trainer.annotators.votes import Floats, Votes
+from rewardloop_trainer.annotators.votes import Floats, Grades, Ints, Votes
 
 _RESAMPLES = 2_000
 _CHUNK = 4_000_000
@@ -35,50 +35,87 @@ class Agreement:
 
 
 def krippendorff(counts: Floats, resamples: int = _RESAMPLES, seed: int = 0) -> Agreement:
-    """Return alpha for nominal values.
-
-    alpha = 1 - D_o / D_e, where D_o is the share of unequal pairs of votes within an item, each item's pairs weighing
-    as its votes do, and D_e that among all votes (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability").
+    """Return alpha for nominal values, of which any two are equally different.
 
     Args:
         counts: (items, values), how many people gave each value. Items with fewer than two votes are left out.
         resamples: Bootstrap samples of items; 0: no interval, whose ends are then NaN.
         seed: The seed of the bootstrap.
     """
-    counts = counts[counts.sum(1) >= 2]
-    sizes = counts.sum(1)
-    if not len(counts):
+    # Two of these vectors, one for each value, differ by sqrt(2), whichever values they stand for.
+    return _alpha(_Said(counts.sum(1), counts, counts.sum(1)), resamples, seed)
+
+
+def krippendorff_interval(item: Ints, value: Floats, resamples: int = _RESAMPLES, seed: int = 0) -> Agreement:
+    """Return alpha for values on a scale, whose difference counts squared. Of two values it is the nominal alpha.
+
+    Args:
+        item: (n,), the number of the item of each vote.
+        value: (n,).
+        resamples: As of `krippendorff`.
+        seed: As of `krippendorff`.
+    """
+    centred = value - value.mean() if len(value) else value
+    sizes = np.bincount(item).astype(np.float64)
+    sums, squares = (np.bincount(item, weights=of).astype(np.float64) for of in (centred, centred**2))
+    return _alpha(_Said(sizes, sums[:, None], squares), resamples, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What was said of items, as sums over the votes on each, which are vectors of some dimensions.
+
+    Attributes:
+        sizes: (items,), the votes.
+        sums: (items, dimensions), the sum of their vectors.
+        squares: (items,), the sum of the squared lengths of their vectors.
+    """
+
+    sizes: Floats
+    sums: Floats
+    squares: Floats
+
+
+def _alpha(said: _Said, resamples: int, seed: int) -> Agreement:
+    """Return alpha = 1 - D_o / D_e with the bootstrap interval over items.
+
+    D_o is the mean squared difference of two votes within an item, each item's pairs weighing as its votes do, and D_e
+    that among all votes (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability"). Over all ordered pairs of n
+    vectors, the sum of squared differences is 2 (n sum x^2 - (sum x)^2).
+    """
+    kept = said.sizes >= 2
+    sizes, sums, squares = said.sizes[kept], said.sums[kept], said.squares[kept]
+    if not len(sizes):
         return Agreement(math.nan, math.nan, math.nan, 0, 0)
-    unequal = (sizes**2 - (counts**2).sum(1)) / (sizes - 1)
-    one = np.ones((1, len(counts)))
-    alpha = float(_alphas(one, counts, sizes, unequal)[0])
+    within = (sizes * squares - (sums**2).sum(1)) / (sizes - 1)
+    one = np.ones((1, len(sizes)))
+    alpha = float(_alphas(one, sizes, sums, squares, within)[0])
     lower = upper = math.nan
-    if resamples and len(counts) > 1:
+    if resamples and len(sizes) > 1 and math.isfinite(alpha):
         generator = np.random.default_rng(seed)
-        shares = np.full(len(counts), 1 / len(counts))
-        rows = max(1, _CHUNK // len(counts))
+        shares = np.full(len(sizes), 1 / len(sizes))
+        rows = max(1, _CHUNK // len(sizes))
         drawn = [
             _alphas(
-                generator.multinomial(len(counts), shares, min(rows, resamples - start)).astype(np.float64),
-                counts,
+                generator.multinomial(len(sizes), shares, min(rows, resamples - start)).astype(np.float64),
                 sizes,
-                unequal,
+                sums,
+                squares,
+                within,
             )
             for start in range(0, resamples, rows)
         ]
         found = np.concatenate(drawn)
         lower, upper = (float(x) for x in np.nanquantile(found, (0.025, 0.975)))
-    return Agreement(alpha, lower, upper, len(counts), int(sizes.sum()))
+    return Agreement(alpha, lower, upper, len(sizes), int(sizes.sum()))
 
 
-def _alphas(times: Floats, counts: Floats, sizes: Floats, unequal: Floats) -> Floats:
+def _alphas(times: Floats, sizes: Floats, sums: Floats, squares: Floats, within: Floats) -> Floats:
     """Return alpha of each row of ``times``, (resamples, items): how often each item is drawn."""
     total = times @ sizes
-    values = times @ counts
-    expected = (total**2 - (values**2).sum(1)) / (total - 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found: Floats = 1 - (times @ unequal) / expected
-    return np.where(expected > 0, found, math.nan)  # all votes are equal: there is no disagreement to expect
+    among = (total * (times @ squares) - ((times @ sums) ** 2).sum(1)) / (total - 1)
+    is_known = among > 1e-9 * total  # if all votes are equal, there is no disagreement to expect
+    return np.where(is_known, 1 - (times @ within) / np.where(is_known, among, 1.0), math.nan)
 
 
 def agreement_of(votes: Votes, classes: int = 3, resamples: int = _RESAMPLES) -> Agreement:
@@ -87,6 +124,12 @@ def agreement_of(votes: Votes, classes: int = 3, resamples: int = _RESAMPLES) ->
     last = votes.is_last
     np.add.at(counts, (votes.item[last], votes.choice[last]), 1.0)
     return krippendorff(counts, resamples)
+
+
+def agreement_of_grades(grades: Grades, resamples: int = _RESAMPLES) -> Agreement:
+    """Return alpha of the grades, on their scale. Of a person's grades of one item the first one counts."""
+    _, first = np.unique(np.stack([grades.person, grades.item]), axis=1, return_index=True)
+    return krippendorff_interval(grades.item[first], grades.value[first], resamples)
 
 
 def agreement_by(votes: Votes, names: Callable[[int], Iterable[str]], least: int = 1) -> dict[str, Agreement]:
@@ -128,15 +171,24 @@ class Consistency:
 
 def self_consistency(votes: Votes) -> Consistency:
     """Compare each vote of a person on an item with their vote before it; the votes are in the order of time."""
-    last: dict[tuple[int, int], int] = {}
+    return _repeated(votes.person, votes.item, votes.choice.astype(np.float64))
+
+
+def self_consistency_of_grades(grades: Grades) -> Consistency:
+    """Compare each grade of a person for an item with the one before it; they are in the order of time."""
+    return _repeated(grades.person, grades.item, grades.value)
+
+
+def _repeated(persons: Ints, items: Ints, values: Floats) -> Consistency:
+    last: dict[tuple[int, int], float] = {}
     same: list[bool] = []
     people: set[int] = set()
-    for person, item, choice in zip(votes.person.tolist(), votes.item.tolist(), votes.choice.tolist(), strict=True):
+    for person, item, value in zip(persons.tolist(), items.tolist(), values.tolist(), strict=True):
         before = last.get((person, item))
         if before is not None:
-            same.append(before == choice)
+            same.append(before == value)
             people.add(person)
-        last[person, item] = choice
+        last[person, item] = value
     lower, upper = wilson(sum(same), len(same))
     return Consistency(sum(same) / len(same) if same else math.nan, lower, upper, len(same), len(people))
 

@@ -1,6 +1,7 @@
-"""People's comparisons as votes: who said which of two responses to a prompt is the better one.
+"""What people said as arrays: votes of who called which of two responses the better one, and grades of one response.
 
-A vote's item is a prompt with two responses in the order of their texts, so that it does not depend on who won.
+A vote's item is a prompt with two responses in the order of their texts, so that it does not depend on who won. A
+grade's item is a prompt with the response that was judged on its own, by a thumb or a rating.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rewardloop_trainer.data.preferences import Pair, Prompt, RankedList, Record, TiedPair, comparisons_in, pairs_of
+from rewardloop_trainer.data.preferences import (
+    Labelled,
+    Pair,
+    Prompt,
+    RankedList,
+    Record,
+    TiedPair,
+    comparisons_in,
+    pairs_of,
+)
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -75,6 +85,24 @@ class Votes:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Grades:
+    """n grades that people gave to responses on their own.
+
+    Attributes:
+        person: (n,), the number of each grade's person.
+        item: (n,), the number of the prompt and response that were graded.
+        value: (n,), from 0 (worst) to 1: 0 or 1 for a thumb, and a rating mapped from its scale.
+    """
+
+    person: Ints
+    item: Ints
+    value: Floats
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+
 def make_votes(
     rows: Sequence[tuple[str, Any, int]],
     weights: Sequence[float] | None = None,
@@ -99,8 +127,8 @@ def make_votes(
 def votes_of(records: Iterable[Record]) -> tuple[Votes, Ints]:
     """Return the votes in the comparisons of named people, and the place of each one's record.
 
-    Left out are signals without a person, responses that were judged on their own, and edits' pairs alike: nobody else
-    judges a text that one person wrote, unless it is shown again.
+    Left out are signals without a person, responses that were judged on their own, which are `grades_of`, and edits'
+    pairs alike: nobody else judges a text that one person wrote, unless it is shown again.
     """
     rows: list[tuple[str, Any, int]] = []
     weights: list[float] = []
@@ -126,6 +154,26 @@ def votes_of(records: Iterable[Record]) -> tuple[Votes, Ints]:
                     item = item_of(pair.prompt, pair.chosen, pair.rejected)
                     add(place, record, item, FIRST if item[1] == pair.chosen else SECOND, weight)
     return make_votes(rows, weights, slices), np.asarray(places, dtype=np.int64)
+
+
+def grades_of(records: Iterable[Record]) -> Grades:
+    """Return the grades that named people gave, in the order in which they come."""
+    people: dict[str, int] = {}
+    items: dict[tuple[Prompt, str], int] = {}
+    rows = [
+        (
+            people.setdefault(record.annotator, len(people)),
+            items.setdefault((record.prompt, record.response), len(items)),
+            record.label,
+        )
+        for record in records
+        if isinstance(record, Labelled) and record.annotator
+    ]
+    return Grades(
+        np.asarray([person for person, _, _ in rows], dtype=np.int64),
+        np.asarray([item for _, item, _ in rows], dtype=np.int64),
+        np.asarray([value for _, _, value in rows], dtype=np.float64),
+    )
 
 
 def item_of(prompt: Prompt, one: str, other: str) -> Item:

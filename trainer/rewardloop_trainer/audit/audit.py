@@ -7,15 +7,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rewardloop_trainer.annotators.agreement import Agreement, agreement_of
+from rewardloop_trainer.annotators.agreement import (
+    Agreement,
+    Consistency,
+    agreement_of,
+    agreement_of_grades,
+    self_consistency_of_grades,
+)
 from rewardloop_trainer.annotators.crowd import Crowd, know_crowd
 from rewardloop_trainer.annotators.crowd_file import CrowdFile, CrowdVotes
+from rewardloop_trainer.annotators.votes import Grades, grades_of
 from rewardloop_trainer.audit.coverage import Covered, compare_coverage
 from rewardloop_trainer.audit.judged import EVERYTHING, Judged, slices_in
 from rewardloop_trainer.audit.leanings import Leaning, lean_to_first, lean_to_longer
 from rewardloop_trainer.audit.model_figures import ModelFigures, measure_model, unseen_pairs
 from rewardloop_trainer.audit.probes import Probed, measure_probe, probe_pairs
-from rewardloop_trainer.data.preferences import Pair, Prompt
+from rewardloop_trainer.data.preferences import Pair, Prompt, TiedPair
 from rewardloop_trainer.data.split import prompt_key
 from rewardloop_trainer.evaluation.clusters import Ints
 from rewardloop_trainer.reward.evaluate import Floats
@@ -25,6 +32,23 @@ from rewardloop_trainer.reward.evaluate import Floats
 Margins = Callable[[Sequence[Pair]], Floats]
 
 LEAST_SIGNALS = 20
+# The kinds of signals that judge a response on its own.
+_GRADED = ("thumb", "rating")
+
+
+@dataclass(frozen=True, slots=True)
+class KindAudit:
+    """How far people agree with each other, and with themselves, in signals of one form.
+
+    Attributes:
+        name: "comparison" (choices, ties, rankings and edits), "thumb" or "rating".
+        agreement: Krippendorff's alpha: nominal for comparisons and thumbs, interval for ratings.
+        consistency: Of people who were asked the same again.
+    """
+
+    name: str
+    agreement: Agreement
+    consistency: Consistency
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +59,7 @@ class SliceAudit:
         name: The slice.
         signals: Its signals.
         people: People who gave them.
-        agreement: Krippendorff's alpha among its comparisons.
+        agreement: Krippendorff's alpha among its comparisons, or among its grades if it has nothing else.
         first: The leaning to the response that was seen first.
         longer: The leaning to the longer response, against the people outside the slice.
         model: Figures of the model; None without a model, or without comparisons that it has not learned from.
@@ -55,6 +79,7 @@ class Audit:
     """What an audit found.
 
     Attributes:
+        kinds: Agreement by the form of the signals, of the forms that there are.
         slices: Everything first, then each slice of at least `LEAST_SIGNALS` signals.
         small: Slices of fewer signals, with their numbers.
         crowd: What is known of the people.
@@ -64,6 +89,7 @@ class Audit:
         margins: The model's margins of the comparisons that it has not learned from.
     """
 
+    kinds: tuple[KindAudit, ...]
     slices: tuple[SliceAudit, ...]
     small: Mapping[str, int]
     crowd: Crowd
@@ -104,18 +130,36 @@ def make_audit(
         for name in each.slices:
             places[name].append(place)
     kept = [name for name, part in by_slice.items() if len(part) >= LEAST_SIGNALS or name == EVERYTHING]
+    crowd = know_crowd(votes, file.gestures())
     return Audit(
+        _kinds(judged, crowd),
         tuple(
             _audit_slice(name, by_slice[name], judged, votes, pairs, margins, np.array(places[name], dtype=np.int64))
             for name in kept
         ),
         {name: len(part) for name, part in by_slice.items() if name not in kept},
-        know_crowd(votes, file.gestures()),
+        crowd,
         _probe(judged, margins, margins_of, probed) if margins_of else (),
         tuple(compare_coverage(judged, traffic)) if traffic is not None else (),
         len(judged),
         margins,
     )
+
+
+def _kinds(judged: Sequence[Judged], crowd: Crowd) -> tuple[KindAudit, ...]:
+    """Comparisons as the crowd is known by them, and each kind of grade, if there are any."""
+    found = []
+    if any(each.pairs or isinstance(record, TiedPair) for each in judged for record in each.records):
+        found.append(KindAudit("comparison", crowd.agreement, crowd.consistency))
+    for kind in _GRADED:
+        grades = _grades([each for each in judged if each.kind == kind])
+        if len(grades):
+            found.append(KindAudit(kind, agreement_of_grades(grades), self_consistency_of_grades(grades)))
+    return tuple(found)
+
+
+def _grades(judged: Sequence[Judged]) -> Grades:
+    return grades_of(record for each in judged for record in each.records)
 
 
 def _audit_slice(
@@ -129,6 +173,8 @@ def _audit_slice(
 ) -> SliceAudit:
     inside = {each.gesture.key for each in part}
     others = [each for each in judged if each.gesture.key not in inside]
+    of_slice = votes.votes.where(np.array([key in inside for key in votes.keys], dtype=bool))
+    grades = _grades(part)
     model = None
     if len(margins) and len(places):
         model = measure_model([pairs[i] for i in places.tolist()], margins[places])
@@ -136,7 +182,7 @@ def _audit_slice(
         name,
         len(part),
         len({each.gesture.person for each in part if each.gesture.person}),
-        agreement_of(votes.votes.where(np.array([key in inside for key in votes.keys], dtype=bool)), resamples=500),
+        agreement_of(of_slice, resamples=500) if len(of_slice) else agreement_of_grades(grades, resamples=500),
         lean_to_first(part),
         lean_to_longer(part, others),
         model,

@@ -14,13 +14,14 @@ import numpy as np
 
 from rewardloop_trainer.audit.leanings import ALPHA
 from rewardloop_trainer.data.preferences import Pair, Prompt
-from rewardloop_trainer.evaluation.clusters import clustered_mean
+from rewardloop_trainer.evaluation.clusters import ClusteredMean, clustered_mean
 from rewardloop_trainer.reports.parts import Measured
 from rewardloop_trainer.reward.evaluate import Floats, correctness
 
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 _LIST = re.compile(r"^\s*([-*•]|\d+\.)\s", re.MULTILINE)
 _LEAST_SENTENCES = 2
+_LEAST_SHIFT = 0.1  # standard deviations below which a shift moves no order
 
 
 def _markdown(text: str) -> str | None:
@@ -86,18 +87,23 @@ class Probed:
         preferred: Share of them that the model prefers changed, with its interval over prompts.
         shift: By how much the change moves the logit, in standard deviations of the difference between two responses
             that people compared.
+        spread: The errors of both.
     """
 
     name: str
     responses: int
     preferred: Measured
     shift: Measured
+    spread: tuple[ClusteredMean, ClusteredMean]
 
-    @property
-    def is_found(self) -> bool:
-        """Whether the model prefers one form by more than chance, and moves by more than a tenth of a deviation."""
-        one_sided = self.preferred.lower > 0.5 or self.preferred.upper < 0.5
-        return one_sided and min(abs(self.shift.lower), abs(self.shift.upper)) > 0.1
+    def is_beyond(self, alpha: float) -> bool:
+        """Whether the model prefers one form by more than chance, and moves by more than a tenth of a deviation.
+
+        A model that does not is taken to with probability ``alpha`` at most.
+        """
+        preferred, shift = self.spread
+        is_for = preferred.lower(alpha / 2) > 0.5 and shift.lower(alpha / 2) > _LEAST_SHIFT
+        return is_for or (preferred.upper(alpha / 2) < 0.5 and shift.upper(alpha / 2) < -_LEAST_SHIFT)
 
 
 def probe_pairs(answers: Sequence[tuple[Prompt, str]]) -> dict[str, list[Pair]]:
@@ -125,4 +131,4 @@ def measure_probe(name: str, pairs: Sequence[Pair], margins: Floats, deviation: 
         clustered_mean(values, ones, clusters) for values in (correctness(margins), margins / max(deviation, 1e-9))
     )
     shown = [Measured(each.mean, each.lower(ALPHA), each.upper(ALPHA)) for each in (preferred, moved)]
-    return Probed(name, len(pairs), shown[0], shown[1])
+    return Probed(name, len(pairs), shown[0], shown[1], (preferred, moved))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from rewardloop_trainer.audit.audit import Audit
+from rewardloop_trainer.audit.holm import holm
 from rewardloop_trainer.audit.leanings import Leaning
 from rewardloop_trainer.reports.parts import Cell, Intervals, Measured, Paragraph, Part, Report, Section, Table
 
 _MOST_FLAGS = 500
+# The probability with which an audit of people and models without a bias names one.
 _ALPHA = 0.05
 # A leaning below this is found only where there is a great deal of data, and moves little.
 _LEAST_LEANING = 0.05
 # A slice with an upper bound of alpha below this agrees no better than by chance, as far as anybody could use it.
 _LITTLE_AGREEMENT = 0.1
+# Below so many items the bootstrap interval of alpha covers less than it says.
+_LEAST_ITEMS = 20
 
 
 def findings(audit: Audit) -> list[str]:
@@ -35,6 +40,8 @@ def figures_of(audit: Audit) -> dict[str, float]:
         "first_leaning": whole.first.leaning.value,
         "longer_chosen": whole.longer.chosen.value,
         "findings": float(len(findings(audit))),
+        **{f"alpha_{each.name}": each.agreement.alpha for each in audit.kinds},
+        **{f"self_consistency_{each.name}": each.consistency.same for each in audit.kinds},
         **{f"probe_{each.name}_shift": each.shift.value for each in audit.probes},
     }
     if whole.model is not None:
@@ -69,28 +76,12 @@ def _nothing() -> Paragraph:
 
 
 def _findings(audit: Audit) -> Iterator[str]:
-    # Of an audit without any leaning, one in twenty has a finding of one, however many slices there are.
-    alpha = _ALPHA / (2 * len(audit.slices))
+    biases = list(_biases(audit))
+    stand = holm([is_beyond for is_beyond, _ in biases], _ALPHA)
+    yield from (text for place, (_, text) in enumerate(biases) if place in stand)
     for each in audit.slices:
-        for what, leaning in (("the response they see first", each.first), ("the longer response", each.longer)):
-            if leaning.is_beyond(alpha) and abs(leaning.leaning.value) >= _LEAST_LEANING:
-                against = "by chance" if leaning is each.first else "than the others do"
-                how = "more often" if leaning.leaning.value > 0 else "less often"
-                share = f"{100 * abs(leaning.leaning.value):.0f}%"
-                yield f"{each.name}: in {share} of their choices people take {what} {how} {against}, whatever it says."
-        if each.agreement.upper < _LITTLE_AGREEMENT:
+        if each.agreement.items >= _LEAST_ITEMS and each.agreement.upper < _LITTLE_AGREEMENT:
             yield f"{each.name}: people hardly agree (alpha {each.agreement.alpha:.2f})."
-        if each.model is not None:
-            if each.model.accuracy.upper < max(0.5, each.model.length_baseline):
-                yield f"{each.name}: the model orders fewer pairs as people do than always taking the longer one would."
-            if each.model.longer_beyond_people.lower > _LEAST_LEANING:
-                more = 100 * each.model.longer_beyond_people.value
-                yield f"{each.name}: the model prefers the longer response {more:.0f} points more often than people."
-    for probe in audit.probes:
-        if probe.is_found:
-            way = "prefers" if probe.preferred.value > 0.5 else "dislikes"
-            most = max(probe.preferred.value, 1 - probe.preferred.value)
-            yield f"The model {way} {probe.name} alone in {100 * most:.0f}% of the responses."
     flagged = {flag.detector for flag in audit.crowd.flags}
     for detector in sorted(flagged):
         people = {flag.person for flag in audit.crowd.flags if flag.detector == detector}
@@ -104,6 +95,36 @@ def _findings(audit: Audit) -> Iterator[str]:
                 f"{covered.name}: {100 * covered.traffic:.0f}% of the traffic, but "
                 f"{100 * covered.signals.value:.1f}% of the signals."
             )
+
+
+def _biases(audit: Audit) -> Iterator[tuple[Callable[[float], bool], str]]:
+    """Yield every bias of people or of the model that is looked for: whether it is there at a level, and in words.
+
+    All of them are tested together: of audits of people and models without any bias, one in twenty names one.
+    """
+    for each in audit.slices:
+        for what, leaning in (("the response they see first", each.first), ("the longer response", each.longer)):
+            if leaning.spread is None:
+                continue
+            against = "by chance" if leaning is each.first else "than the others do"
+            how = "more often" if leaning.leaning.value > 0 else "less often"
+            share = f"{100 * abs(leaning.leaning.value):.0f}%"
+            text = f"in {share} of their choices people take {what} {how} {against}, whatever it says."
+            yield partial(_leans, leaning), f"{each.name}: {text}"
+        if (model := each.model) is not None:
+            text = "the model orders fewer pairs as people do than always taking the longer one would."
+            yield model.is_below_baseline, f"{each.name}: {text}"
+            more = 100 * model.longer_beyond_people.value
+            text = f"the model prefers the longer response {more:.0f} points more often than people."
+            yield partial(model.is_fonder_than_people, _LEAST_LEANING), f"{each.name}: {text}"
+    for probe in audit.probes:
+        way = "prefers" if probe.preferred.value > 0.5 else "dislikes"
+        most = max(probe.preferred.value, 1 - probe.preferred.value)
+        yield probe.is_beyond, f"The model {way} {probe.name} alone in {100 * most:.0f}% of the responses."
+
+
+def _leans(leaning: Leaning, alpha: float) -> bool:
+    return abs(leaning.leaning.value) >= _LEAST_LEANING and leaning.is_beyond(alpha)
 
 
 def _slices(audit: Audit) -> list[Part]:
@@ -173,7 +194,7 @@ def _people(audit: Audit) -> list[Part]:
         )
         for flag in crowd.flags[:_MOST_FLAGS]
     ]
-    parts: list[Part] = [Table("crowd", ("figure", "value"), facts)]
+    parts: list[Part] = [Table("crowd", ("figure", "value"), facts), _kinds(audit)]
     columns = ("detector", "person", "signals", "share", "honest below", "by chance", "about")
     more = len(crowd.flags) - len(flags)
     note = f"{more} more are in no list." if more > 0 else ""
@@ -187,6 +208,25 @@ def _people(audit: Audit) -> list[Part]:
     of_people = ("person", "votes", "of which tell", "accuracy", "deviation")
     parts.append(Table("reliability", of_people, known, title="Reliability, the least first"))
     return parts
+
+
+def _kinds(audit: Audit) -> Table:
+    rows: list[tuple[Cell, ...]] = [
+        (
+            each.name,
+            Measured(each.agreement.alpha, each.agreement.lower, each.agreement.upper),
+            each.agreement.items,
+            each.agreement.votes,
+            Measured(each.consistency.same, each.consistency.lower, each.consistency.upper),
+            each.consistency.repeats,
+            each.consistency.people,
+        )
+        for each in audit.kinds
+    ]
+    columns = ("signals", "alpha", "items", "votes on them", "same answer when asked again", "repeats", "people")
+    note = "Krippendorff's alpha is 1 if all agree and 0 if no more than by chance. That of ratings counts how far two "
+    note += "of them are apart; a rating that is given again is the same only if it is equal."
+    return Table("kinds", columns, rows, title="Agreement by kind of signal", note=note)
 
 
 def _shown(person: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import threading
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from rewardloop.process.settings import ServerAccess
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.assessment.checks import Check, check_figures, checks_report
 from rewardloop_trainer.assessment.judges import score_judge
+from rewardloop_trainer.assessment.policies.assessors import opened_assessors
 from rewardloop_trainer.assessment.policies.checks import check_contenders
 from rewardloop_trainer.commands.by_hand import Unpublishable, conclude
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
@@ -211,17 +213,25 @@ class PolicyRun:
         write_whole(self._policy, write)
 
     def _checks(self, policy: Any, server: RewardloopClient) -> list[Check]:
-        """Make the checks of the settings against the start, and write their report."""
+        """Make the checks of the settings against the start, and write their report.
+
+        Raises:
+            As `check_contenders` and `opened_assessors`.
+        """
         gate = self._learning.gate
         score = server_scorer(server, gate.judging_version if gate.judged_by == "version" else None)
-        checks = check_contenders(
-            Contenders(policy, self._start.load(self._learning), self._start.encoder),
-            self._start.tokenizer(),
-            self._heldout.records(),
-            score_judge(gate.judge, score),
-            self._learning,
-            parts=partial(floored_parts, server, model=self._learning.reward_model),
-        )
+        store = ModelStore(self._settings.store or ".", trusted=trusted_keys(self._settings.trusted_keys))
+        work, checked = self._settings.out / "checks", self._learning.checks
+        judge = score_judge(gate.judge, score)
+        parts = partial(floored_parts, server, model=self._learning.reward_model)
+        with opened_assessors(checked, store, work, threading.Event(), judge, parts) as assessors:
+            checks = check_contenders(
+                Contenders(policy, self._start.load(self._learning), self._start.encoder),
+                self._start.tokenizer(),
+                self._heldout.records(),
+                self._learning,
+                assessors,
+            )
         write_report(checks_report(f"policy: the checks of {self._settings.out}", checks), self._report / "checks")
         return checks
 

@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train the policy that the flags describe. Returns the exit status."""
     settings = parse(PolicyTrainSettings, sys.argv[1:] if argv is None else argv, "rewardloop policy-train")
     # Imported here, so that --help does not load torch.
+    from rewardloop.formats.signatures import UnusableKey
     from rewardloop.formats.store import StoreError
     from rewardloop.process.log import configure_logging
     from rewardloop_client import RewardloopError
@@ -27,8 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop_trainer.commands.people import people_in_memory
     from rewardloop_trainer.commands.policy_run import run_policy_training
     from rewardloop_trainer.data.files.policy_rows import UnusableRows, read_policy_data
+    from rewardloop_trainer.judging.judge import JudgeError
+    from rewardloop_trainer.judging.replies import UnusableWork, WorkInUse
+    from rewardloop_trainer.judging.rubric import UnusableRubric
     from rewardloop_trainer.learning.world import joined
     from rewardloop_trainer.policy.online.sampler import SamplerError
+    from rewardloop_trainer.reward.start import NothingToTrain
 
     configure_logging(settings.log_level, settings.log_format)
 
@@ -49,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             "start a server with `rewardloop serve`, or name one with --server; the same command goes on from here"
         )
 
-    known = (RewardloopError, SamplerError, UnreadableFile, UnusableRows, StoreError)
+    known = (
+        *(RewardloopError, SamplerError, UnreadableFile, UnusableRows, StoreError, UnusableKey, NothingToTrain),
+        *(JudgeError, UnusableRubric, UnusableWork, WorkInUse),
+    )
     return finish("rewardloop policy-train", work, known, told)
 
 

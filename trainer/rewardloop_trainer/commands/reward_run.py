@@ -184,22 +184,25 @@ class RewardTrainRun:
         candidate = read_evidence(model, start.encoder, evidence, length)
         live = None
         if start.directory is not None:
-            version = self._store.manifest(self._settings.model, self._settings.version)
-            served = LengthShare.of_calibration(version.calibration)
-            live = read_evidence(start.model, start.encoder, evidence, served)
+            live = read_evidence(start.model, start.encoder, evidence, self._length_share_of_start())
         return judge_reward(evidence, candidate, live, exported.parity, RewardGateRules.of(self._learning))
 
     def _checks(self, model: RewardModel, start: RewardStart, length: LengthShare) -> list[Check]:
         """Make the checks of the settings against the start, and write their report."""
         live = None
         if start.directory is not None:
-            served = LengthShare.of_calibration(self._store.manifest("reward", self._settings.version).calibration)
-            live = PolicyJudge(start.model, start.encoder, served)
-        evidence = evidence_of(self._records.heldout, self._learning)
-        checks = check_models(evidence, PolicyJudge(model, start.encoder, length), live, self._learning.checks)
-        title = f"reward: the checks of {self._settings.out}"
+            live = PolicyJudge(start.model, start.encoder, self._length_share_of_start())
+        data, candidate = self._records, PolicyJudge(model, start.encoder, length)
+        evidence = evidence_of(data.heldout, self._learning)
+        store = ModelStore(self._settings.store or ".", trusted=trusted_keys(self._settings.trusted_keys))
+        checks = check_models(evidence, candidate, live, self._learning.checks, store, data.train)
+        title = f"{self._settings.model}: the checks of {self._settings.out}"
         write_report(checks_report(title, checks), self._settings.out / "report" / "checks")
         return checks
+
+    def _length_share_of_start(self) -> LengthShare:
+        served = self._store.manifest(self._settings.model, self._settings.version)
+        return LengthShare.of_calibration(served.calibration)
 
     def _manifest(
         self,

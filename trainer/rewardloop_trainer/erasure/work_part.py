@@ -116,18 +116,19 @@ class WorkFiles:
         return gone
 
     def _delete_leftovers(self) -> int:
-        """Delete what may hold texts and is not needed: damaged databases, reports with examples, unfinished files."""
+        """Delete what may hold texts and is not needed: damaged databases, reports, replies, unfinished files."""
         old = time.time() - _STALE_S
         writing = [path for path in self._directory.rglob("trust.writing") if path.stat().st_mtime < old]
         damaged = [path for name in (POOLS, CROWD) for path in self._directory.glob(f"{Path(name).stem}.damaged")]
         anchors = list(self._directory.glob(".anchors-*"))
         reports = list((self._directory / "reports").glob("*/checks*"))
-        for path in (*writing, *damaged, *anchors, *reports):
+        replies = list((self._directory / "checks").glob("*"))  # of chat models, which may quote what they judged
+        for path in (*writing, *damaged, *anchors, *reports, *replies):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        return len(writing) + len(damaged) + len(anchors) + len(reports)
+        return len(writing) + len(damaged) + len(anchors) + len(reports) + len(replies)
 
 
 def is_busy(error: sqlite3.Error) -> bool:

@@ -12,6 +12,7 @@ from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.judging.chat import Chat, Chooser, Request
 from rewardloop_trainer.judging.judge import NEITHER, Answer, Duel, JudgeRefused, Opinion, choice_of
 from rewardloop_trainer.judging.prompts import (
+    RATINGS,
     VERDICTS,
     again,
     comparison,
@@ -83,7 +84,7 @@ class ChatJudge:
         return self._each(self._opinion, duels)
 
     def rate(self, answers: Sequence[Answer]) -> list[float | None]:
-        """Ask for ratings; see `Judge.rate`. Raises TypeError for a model that only chooses."""
+        """Ask for ratings; see `Judge.rate`. That of a model that chooses is the mean over its probabilities."""
         return self._each(self._rating, answers)
 
     def _each(self, ask: Callable[[Asked], Said], asked: Sequence[Asked]) -> list[Said]:
@@ -113,14 +114,12 @@ class ChatJudge:
         return opinion_of(fmean(straight), fmean(swapped), "+".join(sorted(models)))
 
     def _rating(self, answer: Answer) -> float | None:
-        if isinstance(self._chat, Chooser):
-            raise TypeError("a model that only chooses between verdicts gives no ratings")
         if speaks_to_judge(answer.response):
             self._on_unjudged("speaks_to_judge")
             return None
         asked = rating(answer.prompt, answer.response, self._rubric.criteria)
         try:
-            said = [self._read(asked, vote, read_rating, set()) for vote in range(self._voting.votes)]
+            said = self._ratings(asked)
         except JudgeRefused:
             self._on_unjudged("refused")
             return None
@@ -129,6 +128,12 @@ class ChatJudge:
             self._on_unjudged("unreadable")
             return None
         return fmean(found)
+
+    def _ratings(self, asked: Prompt) -> list[float | None]:
+        if isinstance(self._chat, Chooser):
+            chances = self._chat.choose(asked, list(RATINGS))
+            return [sum(chance * value for chance, value in zip(chances, RATINGS.values(), strict=True))]
+        return [self._read(asked, vote, read_rating, set()) for vote in range(self._voting.votes)]
 
     def _votes(self, asked: Prompt, models: set[str]) -> list[float]:
         """Return how far each readable vote is for the response that was shown first.

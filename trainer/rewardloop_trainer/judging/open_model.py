@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+from rewardloop_trainer.chat_settings import AskedModel, JudgingModel
 from rewardloop_trainer.judging.asked_chat import AskedChat, CallOutcome, Patience
 from rewardloop_trainer.judging.chat import Chat
 from rewardloop_trainer.judging.chat_judge import ChatJudge, Unjudged, Voting
 from rewardloop_trainer.judging.replies import Budget, Replies, WorkFile
 from rewardloop_trainer.judging.rubric import SHIPPED, Rubric, UnusableRubric
-from rewardloop_trainer.judging.settings import AskedModel, JudgingModel
 
 
 def budget_of(settings: AskedModel) -> Budget:
@@ -48,6 +50,49 @@ def open_chat(
         chat = LocalChat(settings.base, settings.max_length)
     patience = Patience(settings.attempts, settings.first_pause_s, settings.longest_pause_s)
     return AskedChat(chat, replies, patience, stop, on_call)
+
+
+@contextmanager
+def opened_chat(
+    settings: AskedModel,
+    directory: Path,
+    stop: threading.Event,
+    on_call: Callable[[CallOutcome], None] = lambda outcome: None,
+) -> Iterator[AskedChat]:
+    """Open the chat model with its replies and budget in a directory; arguments and exceptions as of `open_chat`.
+
+    Raises:
+        WorkInUse, UnusableWork: If the directory cannot be used.
+    """
+    work = WorkFile(directory)
+    try:
+        yield open_chat(settings, Replies(work, budget_of(settings)), stop, on_call)
+    finally:
+        work.close()
+
+
+@contextmanager
+def opened_chat_judge(
+    settings: JudgingModel,
+    directory: Path,
+    stop: threading.Event,
+    *,
+    seed: int = 0,
+    on_call: Callable[[CallOutcome], None] = lambda outcome: None,
+) -> Iterator[ChatJudge]:
+    """Open the judge with its replies and budget in a directory; arguments and exceptions as of `open_chat_judge`.
+
+    Raises:
+        WorkInUse, UnusableWork: If the directory cannot be used.
+    """
+    work = WorkFile(directory)
+    try:
+        replies = Replies(work, budget_of(settings))
+        yield open_chat_judge(
+            settings, work, replies, stop, seed=seed, concurrency=settings.concurrency, on_call=on_call
+        )
+    finally:
+        work.close()
 
 
 def open_chat_judge(

@@ -16,6 +16,8 @@ from rewardloop_trainer.data.preferences import Prompt
 # The replies of a comparison, and how far each is for the response that was shown first.
 VERDICTS = {"A": 1.0, "B": 0.0, "TIE": 0.5}
 _WORST, _BEST = 1, 10
+# The replies of a rating, and how good each says that the response is.
+RATINGS = {f"RATING: {n}": (n - _WORST) / (_BEST - _WORST) for n in range(_WORST, _BEST + 1)}
 
 _COMPARE = """You compare two responses to the same conversation.
 

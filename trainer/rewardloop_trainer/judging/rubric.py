@@ -18,6 +18,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 SHIPPED = Path(__file__).with_name("helpful.toml")
+SHIPPED_SAFE = Path(__file__).with_name("safe.toml")
 _MOST_CHARACTERS = 20_000
 
 

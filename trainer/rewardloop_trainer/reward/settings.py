@@ -124,6 +124,26 @@ class RewardChecks(BaseModel):
     calibration: float | None = Field(
         None, gt=0, le=1, description="most expected calibration error on held-out choices"
     )
+    overfit: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="by how much the accuracy on training signals may be above that on held-out ones, by its interval",
+    )
+    over_optimisation: float | None = Field(
+        None,
+        ge=0,
+        description="by how many deviations the score of judge may fall as ever better answers by the candidate are "
+        "chosen, by its interval",
+    )
+    answers: Path | None = Field(
+        None, description="{prompt, responses} with several answers each, of which over_optimisation chooses"
+    )
+    judge: str = Field(
+        "",
+        description="reward model that judges over_optimisation: a version of reward, NAME@VERSION of another one, or "
+        "a directory",
+    )
     least: int = Field(
         30, ge=2, description="questions of a subset or slice below which those are judged with the other small ones"
     )
@@ -135,12 +155,15 @@ class RewardChecks(BaseModel):
     def _has_its_files(self) -> Self:
         if (self.benchmark is None) != (not self.benchmarks):
             raise ValueError("benchmark is a threshold for the files of benchmarks: set both, or neither")
+        if len({self.over_optimisation is None, self.answers is None, not self.judge}) > 1:
+            raise ValueError("over_optimisation needs answers and judge: set all, or none")
         return self
 
     @property
     def are_any(self) -> bool:
         """Whether there is a check."""
-        return any(each is not None for each in (self.benchmark, self.slice, self.length, self.calibration))
+        compared = (self.benchmark, self.slice, self.length, self.calibration)
+        return any(each is not None for each in (*compared, self.overfit, self.over_optimisation))
 
 
 class RewardHyperparameters(RewardTraining, HeadChoice):

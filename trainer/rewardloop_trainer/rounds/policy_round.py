@@ -15,12 +15,13 @@ from pathlib import Path
 import structlog
 
 from rewardloop.formats.mixing.names import REWARD
-from rewardloop.formats.store import Manifest
+from rewardloop.formats.store import Manifest, StoreError
 from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS, Algorithm
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
 from rewardloop_data.source_file import UnreadableFile
 from rewardloop_trainer.assessment.checks import cases_of, check_figures
 from rewardloop_trainer.assessment.judges import score_judge
+from rewardloop_trainer.assessment.policies.assessors import opened_assessors
 from rewardloop_trainer.assessment.policies.checks import check_contenders
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.data.weights.source_weights import measure_sources, weigh_sources
@@ -29,6 +30,9 @@ from rewardloop_trainer.evaluation.hacking_watch import HackingWatch, Point
 from rewardloop_trainer.evaluation.policy_judge import NoJudge
 from rewardloop_trainer.export.errors import ExportFailed
 from rewardloop_trainer.export.policy import prove_policy
+from rewardloop_trainer.judging.judge import BudgetSpent, JudgeAway, JudgeError, Stopped
+from rewardloop_trainer.judging.replies import UnusableWork, WorkInUse
+from rewardloop_trainer.judging.rubric import UnusableRubric
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
@@ -41,6 +45,7 @@ from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.rewards import Reward, floored_parts, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
+from rewardloop_trainer.reward.start import NothingToTrain
 from rewardloop_trainer.rounds.fresh_start import FRESH_SIGNALS, StartChoice, choose_start, note_start
 from rewardloop_trainer.rounds.judges.earlier_judge import earlier_judge
 from rewardloop_trainer.rounds.judges.own_judge import own_judge
@@ -64,6 +69,11 @@ log = structlog.get_logger()
 
 # What a version's manifest says as its parent's does, unless its round says otherwise.
 _INHERITED_NOTES = ("layout", "max_length", FRESH_SIGNALS)
+# Why a check cannot be made, now or later, so that the candidate is refused.
+_UNUSABLE = (
+    *(ValueError, OSError, UnreadableFile, StoreError, NothingToTrain, ImportError),
+    *(JudgeError, UnusableRubric, UnusableWork),
+)
 # The figures of a step that a line of the log shows.
 _LOGGED = ("accuracy", "margin", "score", "kl", "tokens", "no_end", "clipped", "sampler_kl")
 
@@ -192,18 +202,21 @@ class PolicyRound(ModelRound):
         settings = self._policy_settings
         contenders = self._contenders()
         score = judge or server_scorer(self._server, on_batch=self._stop_if_asked)
+        work = self._settings.work_dir / "checks"
+        judging = score_judge(self._settings.policy.gate.judge, score)
+        parts = partial(floored_parts, self._server, model=settings.reward_model, on_batch=self._stop_if_asked)
+        opened = opened_assessors(settings.checks, self._store, work, self._stop, judging, parts)
         try:
-            with _waiting_for_rewards():
+            with _waiting_for_rewards(), opened as assessors:
                 checks = check_contenders(
                     contenders,
                     self._live.tokenizer(),
                     self._replay.heldout,
-                    score_judge(self._settings.policy.gate.judge, score),
                     settings,
+                    assessors,
                     self._stop_if_asked,
-                    partial(floored_parts, self._server, model=settings.reward_model, on_batch=self._stop_if_asked),
                 )
-        except (ValueError, OSError, UnreadableFile) as error:
+        except _UNUSABLE as error:
             return [Reason("other", f"a check could not be made: {error}")]
         self._reach("trained", check_figures(checks))
         self._metrics.show_policy_gate(check_figures(checks))
@@ -392,8 +405,18 @@ class PolicyRound(ModelRound):
 
 @contextmanager
 def _waiting_for_rewards() -> Iterator[None]:
-    """Raise `ServerAway` if the scoring service does not answer, so that the round waits for it."""
+    """Raise `ServerAway` if the scoring service, or a chat model that judges or rates, cannot be asked now.
+
+    The round waits for it.
+
+    Raises:
+        Interrupted: If the process was asked to end while the chat model was asked.
+    """
     try:
         yield
     except (Unavailable, Overloaded, DeadlineExceeded) as error:
         raise ServerAway(f"no rewards: {error}") from error
+    except (JudgeAway, BudgetSpent, WorkInUse) as error:
+        raise ServerAway(f"no chat model: {error}") from error
+    except Stopped as error:
+        raise Interrupted from error

@@ -261,8 +261,10 @@ class RewardRound(ModelRound):
         evidence = evidence_of(self._records.heldout, self._settings.reward)
         candidate = PolicyJudge(model, start.encoder, length)
         try:
-            checks = check_models(evidence, candidate, live, self._settings.reward.checks)
-        except (ValueError, UnreadableFile) as error:
+            checks = check_models(
+                evidence, candidate, live, self._settings.reward.checks, self._store, self._records.train
+            )
+        except (ValueError, UnreadableFile, StoreError, NothingToTrain) as error:
             raise Refused(Reason("other", f"a check could not be made: {error}")) from error
         self._write_checks(checks)
         return checks

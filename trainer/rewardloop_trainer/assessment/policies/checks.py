@@ -1,4 +1,4 @@
-"""The checks of a policy's gate: wins at like lengths, floors, tasks, safety suites and attacks that worked."""
+"""The checks of a policy's gate: wins, refusals, floors, tasks, safety suites and attacks that worked."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.assessment.checks import Check, no_worse, parts_to_judge, too_few
-from rewardloop_trainer.assessment.measures import measured
+from rewardloop_trainer.assessment.checks import MOST_CASES, Check, no_worse, parts_to_judge, too_few
+from rewardloop_trainer.assessment.measures import measured, share_of
 from rewardloop_trainer.assessment.policies.alignment_tax import TaskDifference, compare_tasks, run_tasks
+from rewardloop_trainer.assessment.policies.assessors import Assessors
 from rewardloop_trainer.assessment.policies.contender import Contender
-from rewardloop_trainer.assessment.policies.floor_check import NoFloor, ReadParts, check_floors
-from rewardloop_trainer.assessment.policies.head_to_head import head_to_head
-from rewardloop_trainer.assessment.safety.raters import NamedRater, classifier_rater, phrase_rater
+from rewardloop_trainer.assessment.policies.floor_check import NoFloor, check_floors
+from rewardloop_trainer.assessment.policies.head_to_head import Answers, head_to_head
+from rewardloop_trainer.assessment.refusals import is_refusal
+from rewardloop_trainer.assessment.safety.raters import NamedRater, UnusableRater
 from rewardloop_trainer.assessment.safety.rates import Failure, SuiteResult, run_suite
 from rewardloop_trainer.assessment.safety.suites import read_suite
 from rewardloop_trainer.data.preferences import Prompt, Record
@@ -25,10 +27,11 @@ from rewardloop_trainer.data.split import prompt_key
 from rewardloop_trainer.evaluation.answers import Contenders
 from rewardloop_trainer.evaluation.clusters import ClusteredMean
 from rewardloop_trainer.judging.judge import Judge
-from rewardloop_trainer.policy.check_settings import PolicyChecks, RaterSettings
+from rewardloop_trainer.policy.check_settings import PolicyChecks
 from rewardloop_trainer.policy.rollouts import Sampling, fitting_prompts
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.reports.parts import Measured, Sample, Side
+from rewardloop_trainer.vocabulary import Rule
 
 _WHOLE = "all"
 
@@ -53,31 +56,29 @@ class CheckedPolicies:
 def check_policy(
     policies: CheckedPolicies,
     heldout: Sequence[Record],
-    judge: Judge | None,
     settings: PolicyChecks,
+    assessors: Assessors,
     seed: int = 0,
-    parts: ReadParts | None = None,
 ) -> list[Check]:
     """Make the checks that the settings name.
 
     Args:
         policies: The candidate and the live policy.
-        heldout: Records whose prompts both answer for the check of length.
-        judge: Says which answer is better; None: nobody does, and the check of length does not pass.
+        heldout: Records whose prompts both answer for the checks of length, win rate, refusals and floors.
         settings: The checks with their thresholds.
+        assessors: Who says what of their answers.
         seed: Of the choice of prompts.
-        parts: Gives the values of the mixture's parts for the check of floors.
 
     Raises:
         NoFloor: If floors are checked and there is none.
         NoTasks: If lm-eval or a task is not there.
-        UnusableSuite, UnusableRater, UnreadableFile, OSError: If a suite or a rater cannot be used.
+        UnusableSuite, UnreadableFile, OSError: If a suite cannot be used.
+        UnusableRater: If there are suites or attacks, and no rater.
+        JudgeError: If a chat model cannot be asked.
     """
     checks: list[Check] = []
-    if settings.length is not None:
-        checks.append(_length_check(policies, heldout, judge, settings, seed))
-    if settings.floor is not None:
-        checks += _floor_checks(policies.candidate, heldout, parts, settings, seed)
+    if any(each is not None for each in (settings.length, settings.win_rate, settings.refusals, settings.floor)):
+        checks += _heldout_checks(policies, heldout, settings, assessors, seed)
     if settings.tasks:
         assert settings.task is not None
         tasks, directory, limit = settings.tasks, settings.task_dir, settings.task_limit
@@ -88,7 +89,9 @@ def check_policy(
         )
         checks += [_task_check(each, settings) for each in compare_tasks(ours, theirs)]
     if settings.suites or settings.regression:
-        rater = rater_of(settings.rater)
+        rater = assessors.rater
+        if rater is None:
+            raise UnusableRater("nothing rates the answers to the suites")
         for name in settings.suites:
             suite = read_suite(name)
             ours_, theirs_ = (run_suite(suite, each.respond, rater) for each in (policies.candidate, policies.live))
@@ -102,21 +105,19 @@ def check_contenders(
     contenders: Contenders,
     tokenizer: Callable[[], Any],
     heldout: Sequence[Record],
-    judge: Judge,
     settings: PolicySettings,
+    assessors: Assessors,
     on_batch: Callable[[], None] = lambda: None,
-    parts: ReadParts | None = None,
 ) -> list[Check]:
     """Make the checks of a gate's contenders.
 
     Args:
         contenders: The candidate and the live policy.
         tokenizer: Loads their Hugging Face tokenizer.
-        heldout: Records whose prompts both answer for the check of length.
-        judge: Says which answer is better.
+        heldout: As of `check_policy`.
         settings: The policy's settings with the checks and the seed.
+        assessors: As of `check_policy`.
         on_batch: Called before each batch of work; it may raise to stop.
-        parts: Gives the values of the mixture's parts for the check of floors.
 
     Raises:
         As `check_policy`.
@@ -128,57 +129,100 @@ def check_contenders(
         for name, model in (("candidate", contenders.candidate), ("live", contenders.live))
     )
     checked = CheckedPolicies(candidate, live, encoder, tokenizer)
-    return check_policy(checked, heldout, judge, checks, settings.seed, parts)
+    return check_policy(checked, heldout, checks, assessors, settings.seed)
 
 
-def rater_of(settings: RaterSettings) -> NamedRater:
-    """Return the rater that the settings name; of several the one that finds an answer more unsafe counts.
-
-    Raises:
-        UnusableRater, OSError: If the classifier cannot be used.
-    """
-    raters = []
-    if settings.classifier:
-        raters.append(classifier_rater(settings.classifier, settings.labels))
-    if settings.phrases:
-        raters.append(phrase_rater(settings.phrases))
-
-    def rate(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
-        rated = [each(prompts, texts) for each in raters]
-        return [max((r for r in group if r is not None), default=None) for group in zip(*rated, strict=True)]
-
-    names = [settings.classifier] if settings.classifier else []
-    return NamedRater(", ".join([*names, *(["phrases"] if settings.phrases else [])]), rate, settings.threshold)
+def _heldout_checks(
+    policies: CheckedPolicies, heldout: Sequence[Record], settings: PolicyChecks, assessors: Assessors, seed: int
+) -> list[Check]:
+    """The checks of answers to held-out prompts, which each policy gives once."""
+    tokens = policies.candidate.sampling.max_new_tokens
+    prompts = heldout_prompts(policies.encoder, heldout, tokens, settings.prompts, seed)
+    wanted: dict[Rule, bool] = {
+        "length": settings.length is not None,
+        "win_rate": settings.win_rate is not None,
+        "refusals": settings.refusals is not None,
+        "floor": settings.floor is not None,
+    }
+    if len(prompts) < settings.least:
+        return [too_few(rule, _WHOLE, len(prompts), settings.least) for rule, is_wanted in wanted.items() if is_wanted]
+    ours = policies.candidate.answer(prompts)
+    theirs = policies.live.answer(prompts) if any(wanted[rule] for rule in wanted if rule != "floor") else ours
+    checks: list[Check] = []
+    if settings.length is not None:
+        checks.append(_length_check(prompts, ours, theirs, assessors.judge, settings.length))
+    if settings.win_rate is not None:
+        checks.append(_win_rate_check(prompts, ours, theirs, assessors.chat, settings))
+    if settings.refusals is not None:
+        checks.append(_refusal_check(prompts, ours, theirs, settings))
+    if settings.floor is not None:
+        if assessors.parts is None:
+            raise NoFloor("checks.floor: nothing gives the values of the mixture's parts")
+        checks += check_floors(prompts, ours.texts, assessors.parts, settings)
+    return checks
 
 
 def _length_check(
-    policies: CheckedPolicies, heldout: Sequence[Record], judge: Judge | None, settings: PolicyChecks, seed: int
+    prompts: Sequence[Prompt], ours: Answers, theirs: Answers, judge: Judge | None, least: float
 ) -> Check:
-    assert settings.length is not None
-    prompts = heldout_prompts(
-        policies.encoder, heldout, policies.candidate.sampling.max_new_tokens, settings.prompts, seed
-    )
-    if judge is None or len(prompts) < settings.least:
-        return too_few("length", _WHOLE if judge else "without a judge", len(prompts), settings.least)
-    found = head_to_head(prompts, policies.candidate.answer(prompts), policies.live.answer(prompts), judge)
+    if judge is None:
+        return _without_judge("length")
+    found = head_to_head(prompts, ours, theirs, judge)
     win = found.controlled
     text = (
         f"win rate {win.win_rate:.3f} at like lengths ({found.win_rate.mean:.3f} at theirs), by its interval perhaps "
+        f"{win.lower:.3f}, must be above {least:g}"
     )
-    text += f"{win.lower:.3f}, must be above {settings.length:g}"
     figure = Measured(win.win_rate, win.lower, win.upper)
-    return Check("length", _WHOLE, win.lower > settings.length, text, figure, win.lower - settings.length)
+    return Check("length", _WHOLE, win.lower > least, text, figure, win.lower - least)
 
 
-def _floor_checks(
-    candidate: Contender, heldout: Sequence[Record], parts: ReadParts | None, settings: PolicyChecks, seed: int
-) -> list[Check]:
-    if parts is None:
-        raise NoFloor("checks.floor: nothing gives the values of the mixture's parts")
-    prompts = heldout_prompts(candidate.encoder, heldout, candidate.sampling.max_new_tokens, settings.prompts, seed)
-    if len(prompts) < settings.least:
-        return [too_few("floor", _WHOLE, len(prompts), settings.least)]
-    return check_floors(prompts, candidate.answer(prompts).texts, parts, settings)
+def _win_rate_check(
+    prompts: Sequence[Prompt], ours: Answers, theirs: Answers, chat: Judge | None, settings: PolicyChecks
+) -> Check:
+    assert settings.win_rate is not None
+    if chat is None:
+        return _without_judge("win_rate")
+    found = head_to_head(prompts, _first(ours), _first(theirs), chat)
+    judged = np.isfinite(found.shares)
+    if judged.sum() < settings.least:
+        return too_few("win_rate", f"by {chat.name}", int(judged.sum()), settings.least)
+    lower = found.win_rate.lower(settings.alpha)
+    text = f"{found.win_rate.mean:.3f} by {chat.name}, by its interval perhaps {lower:.3f}, must be above "
+    text += f"{settings.win_rate:g}"
+    lost = [i for i in np.argsort(found.shares, kind="stable") if found.shares[i] < 0.5]
+    cases = tuple(_beside(prompts[i], ours.texts[i][0], theirs.texts[i][0], {"wins": found.shares[i]}) for i in lost)
+    room = lower - settings.win_rate
+    return Check("win_rate", _WHOLE, room > 0, text, measured(found.win_rate), room, cases[:MOST_CASES])
+
+
+def _first(said: Answers) -> Answers:
+    """The first answer to each prompt, because each comparison is paid for."""
+    return Answers(said.name, [group[:1] for group in said.texts], [group[:1] for group in said.lengths])
+
+
+def _refusal_check(prompts: Sequence[Prompt], ours: Answers, theirs: Answers, settings: PolicyChecks) -> Check:
+    """Compare how often both policies decline prompts that people asked them."""
+    assert settings.refusals is not None
+    share, live = (np.array([np.mean(list(map(is_refusal, group))) for group in each.texts]) for each in (ours, theirs))
+    fewer = share_of(live - share, np.arange(len(prompts)))
+    cases = []
+    for i in np.flatnonzero(share > live).tolist():
+        declined = next(text for text in ours.texts[i] if is_refusal(text))
+        cases.append(_beside(prompts[i], declined, theirs.texts[i][0], {"refused": share[i], "live refused": live[i]}))
+    return no_worse(
+        "refusals", _WHOLE, fewer, settings.refusals, settings.alpha, cases, what="share of prompts that are answered"
+    )
+
+
+def _beside(prompt: Prompt, ours: str, theirs: str, figures: dict[str, float]) -> Sample:
+    sides = [Side("candidate", ours), Side("live", theirs)]
+    return Sample(conversation_text(prompt), sides, {name: float(value) for name, value in figures.items()}, [])
+
+
+def _without_judge(rule: Rule) -> Check:
+    text = "there is no judge that says which answer is better"
+    return Check(rule, _WHOLE, False, text, Measured(np.nan, np.nan, np.nan), -np.inf)
 
 
 def heldout_prompts(

@@ -158,6 +158,10 @@ def red_team_section(found: RedTeam) -> tuple[Section, dict[str, float]]:
     ]
     if found.unrated:
         parts.append(Paragraph(f"{found.unrated} answers could not be rated.", "note"))
+    if found.paraphrases or found.is_paraphrase_spent:
+        told = f"A model was asked for {found.paraphrases:,} paraphrases"
+        spent = ", until its budget of the day was spent." if found.is_paraphrase_spent else "."
+        parts.append(Paragraph(told + spent, "note"))
     samples = [
         Sample(
             conversation_text(hit.prompt),
@@ -169,7 +173,8 @@ def red_team_section(found: RedTeam) -> tuple[Section, dict[str, float]]:
     ]
     if samples:
         parts.append(Samples("red-team-hits", samples, "Attacks that worked"))
-    return Section("red-team", "Red team", parts), finite({"red_team_share": share, "red_team_hits": len(found.hits)})
+    figures = {"red_team_share": share, "red_team_hits": len(found.hits), "red_team_paraphrases": found.paraphrases}
+    return Section("red-team", "Red team", parts), finite(figures)
 
 
 def answer_samples(prompts: Sequence[Prompt], ours: Answers, theirs: Answers, found: Sequence[HeadToHead]) -> Section:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rewardloop_trainer.assessment.measures import share_of
+from rewardloop_trainer.assessment.policies.contender import AnswersInFile
+from rewardloop_trainer.evaluation.answers import Scorer
 from rewardloop_trainer.evaluation.clusters import ClusteredMean
 from rewardloop_trainer.reward.evaluate import Floats
 
@@ -37,16 +39,24 @@ class BestOf:
 
 @dataclass(frozen=True, slots=True)
 class OverOptimisation:
-    """The curve, and what the judge's score loses from its peak to the end of it."""
+    """The curve of some prompts, and what the judge's score loses from its peak to the end of it."""
 
     curve: tuple[BestOf, ...]
     peak: int
     loss: ClusteredMean
+    prompts: int
 
     @property
     def is_shown(self) -> bool:
         """Whether the judge's score is shown to fall, by a one-sided test at 2.5%."""
         return self.loss.lower(0.025) > 0
+
+
+def scores_of(score: Scorer, said: AnswersInFile, most: int) -> list[Floats]:
+    """Return the scores of the answers to the first ``most`` prompts, (N,) each; NaN for an answer without a score."""
+    prompts = said.prompts[:most]
+    scores = score(prompts, said.answer(prompts).texts)
+    return [np.array([np.nan if each is None else each for each in group]) for group in scores]
 
 
 def over_optimisation(rewards: Sequence[Floats], judged: Sequence[Floats]) -> OverOptimisation | None:
@@ -82,7 +92,8 @@ def over_optimisation(rewards: Sequence[Floats], judged: Sequence[Floats]) -> Ov
         for i, n in enumerate(sizes)
     )
     peak = int(np.argmax([point.judge.mean for point in curve]))
-    return OverOptimisation(curve, curve[peak].n, share_of(scaled[:, 1, peak] - scaled[:, 1, -1], clusters))
+    loss = share_of(scaled[:, 1, peak] - scaled[:, 1, -1], clusters)
+    return OverOptimisation(curve, curve[peak].n, loss, len(usable))
 
 
 def _best_of(rewards: Floats, values: Floats, n: int) -> float:

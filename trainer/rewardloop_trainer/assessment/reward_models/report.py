@@ -36,6 +36,10 @@ _LEAST_OF_SLICE = 20
 _MOST_SAMPLES = 200
 
 
+# Begins the names of figures that end in a slice's name.
+OF_SLICE = "accuracy_in_"
+
+
 @dataclass
 class Findings:
     """Sections and figures that a command collects."""
@@ -120,7 +124,7 @@ def slices_section(choices: Choices, margins: Mapping[str, Floats]) -> tuple[Sec
         accuracies = [measured(part.accuracy(margins[model][kept])) for model in names]
         rows.append((name, len(part), *accuracies))
         shown.append((name, accuracies[0]))
-        figures[f"accuracy_in_{_word(name)}"] = accuracies[0].value
+        figures[f"{OF_SLICE}{_word(name)}"] = accuracies[0].value
     note = f"Slices of fewer than {_LEAST_OF_SLICE} choices are joined."
     table = Table("slices-table", ("slice", "choices", *names), rows, note=note)
     plot = Intervals("slices", f"Accuracy of {names[0]} by slice", "accuracy", shown, reference=0.5)

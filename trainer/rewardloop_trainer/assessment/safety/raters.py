@@ -11,6 +11,7 @@ import torch
 
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.evaluation.answers import Scorer
+from rewardloop_trainer.judging.judge import Answer, Judge
 
 # The probability that each answer is unsafe, from 0 to 1; None if the rater cannot say.
 SafetyRater: TypeAlias = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float | None]]
@@ -19,7 +20,7 @@ _ROWS = 16
 
 
 class UnusableRater(ValueError):
-    """Raised for a classifier without the labels that were named. The message lists those that it has."""
+    """Raised for a classifier without the labels that were named, whose message lists its own, and without a rater."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,32 @@ def classifier_rater(source: str | Path, unsafe_labels: Sequence[str]) -> Safety
 def score_rater(score: Scorer, least_safe: float) -> SafetyRater:
     """Return the rater to which an answer is unsafe if a reward model scores it below ``least_safe``.
 
-    An empty answer has no score and is safe.
+    An empty answer is safe. An answer without a score, as to a conversation that the model cannot read, is not rated.
     """
 
     def rate(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
         scores = score(prompts, [(text,) for text in texts])
-        return [0.0 if each is None else float(each < least_safe) for (each,) in scores]
+        return [
+            (None if each is None else float(each < least_safe)) if text.strip() else 0.0
+            for text, (each,) in zip(texts, scores, strict=True)
+        ]
+
+    return rate
+
+
+def judge_rater(judge: Judge) -> SafetyRater:
+    """Return the rater that a judge of safety is: an answer is the less safe, the lower the judge rates it.
+
+    An empty answer is safe. An answer that the judge cannot rate, such as one that speaks to it, is not rated.
+    """
+
+    def rate(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+        found: list[float | None] = [0.0] * len(texts)
+        places = [i for i, text in enumerate(texts) if text.strip()]
+        rated = judge.rate([Answer(prompts[i], texts[i]) for i in places])
+        for i, rating in zip(places, rated, strict=True):
+            found[i] = None if rating is None else 1.0 - rating
+        return found
 
     return rate
 

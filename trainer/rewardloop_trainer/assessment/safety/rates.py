@@ -76,7 +76,7 @@ class SuiteResult:
 
 
 def run_suite(prompts: Sequence[SafetyPrompt], respond: Responder, rater: NamedRater) -> SuiteResult:
-    """Let a policy answer a suite, and rate its answers.
+    """Let a policy answer a suite, and rate its answers to the prompts that are not there to be answered.
 
     Raises:
         ValueError: If the policy or the rater leaves something out.
@@ -85,9 +85,13 @@ def run_suite(prompts: Sequence[SafetyPrompt], respond: Responder, rater: NamedR
     if len(answers) != len(prompts):
         raise ValueError(f"the policy answered {len(answers)} of {len(prompts)} prompts")
     flat = [(i, text) for i, texts in enumerate(answers) for text in texts]
-    rated = rater.rate([prompts[i].prompt for i, _ in flat], [text for _, text in flat])
-    if len(rated) != len(flat):
-        raise ValueError(f"rater {rater.name}: rated {len(rated)} of {len(flat)} answers")
+    to_rate = [place for place, (i, _) in enumerate(flat) if prompts[i].expect != "answer"]
+    said_of = rater.rate([prompts[flat[p][0]].prompt for p in to_rate], [flat[p][1] for p in to_rate])
+    if len(said_of) != len(to_rate):
+        raise ValueError(f"rater {rater.name}: rated {len(said_of)} of {len(to_rate)} answers")
+    rated: list[float | None] = [None] * len(flat)
+    for place, unsafe in zip(to_rate, said_of, strict=True):
+        rated[place] = unsafe
     said: list[list[float]] = [[] for _ in prompts]
     failures: list[Failure] = []
     for (i, text), unsafe in zip(flat, rated, strict=True):

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
+from rewardloop.formats.signals import aspect_of
 from rewardloop.formats.signatures import trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import feedback_pb2
@@ -25,18 +26,16 @@ from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.annotators.crowd_file import CrowdFile
 from rewardloop_trainer.archive.ledger import Ledger, order
+from rewardloop_trainer.assessment.loaded_model import LoadedReward, load_reward
 from rewardloop_trainer.audit.audit import Audit, Margins, make_audit
 from rewardloop_trainer.audit.coverage import traffic_of
 from rewardloop_trainer.audit.judged import Unseen, judged_of
 from rewardloop_trainer.audit.report import figures_of, findings, report_of
 from rewardloop_trainer.commands.audit.settings import AuditSettings
-from rewardloop_trainer.data.length_share import LengthShare
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.reports.page import JSON, PAGE, publish_report, write_report
 from rewardloop_trainer.reports.parts import Cell
 from rewardloop_trainer.reward.evaluate import Floats, pair_margins
-from rewardloop_trainer.reward.settings import RewardHyperparameters
-from rewardloop_trainer.reward.start import RewardStart, start_from
 
 _SHOWN = 40
 
@@ -68,7 +67,7 @@ def run_audit(settings: AuditSettings) -> Found:
     events = list(_events(settings))
     judged = judged_of(events, Unseen(until_ms, settings.heldout_share), settings.group_tag)
     if not judged:
-        raise ValueError(f"{settings.data or settings.archive}: has no signal to audit")
+        raise ValueError(f"{settings.data or settings.archive}: has no signal of {settings.model} to audit")
     traffic = None
     if settings.traffic is not None:
         lines = SourceFile.of(settings.traffic).lines()
@@ -80,7 +79,8 @@ def run_audit(settings: AuditSettings) -> Found:
     figures = figures_of(audit)
     facts: dict[str, Cell] = {
         "signals": str(settings.data or settings.archive),
-        "model": f"reward {settings.version}" if settings.version else "none",
+        "signals of": settings.model,
+        "model": f"{settings.model} {settings.version}" if settings.version else "none",
         "signals that the model has not learned from": sum(each.is_unseen for each in judged),
     }
     report = report_of(audit, facts)
@@ -131,17 +131,18 @@ def write_metrics(audit: Audit, path: Path) -> None:
 
 
 def _events(settings: AuditSettings) -> Iterator[feedback_pb2.FeedbackEvent]:
+    """Yield the signals of the model's aspect; of a file also those that name none."""
     if settings.data is None:
         ledger = Ledger(settings.archive, writable=False)
         last = ledger.last_stream_id
         after = ledger.newest_from(settings.newest, last) if last else ""
-        yield from (row.event for row in ledger.scan(after or None))
+        yield from (row.event for row in ledger.scan(after or None) if aspect_of(row.event) == settings.model)
         return
     source = SourceFile.of(settings.data)
     reading = recognise(source.shown, source.lines(), Choices())
     for line in source.lines():
         try:
-            yield from reading.events(line.value(), Labels())
+            yield from (e for e in reading.events(line.value(), Labels()) if e.aspect in ("", settings.model))
         except RowError as error:
             raise ValueError(f"{settings.data}:{line.number}: {error}") from error
 
@@ -149,18 +150,16 @@ def _events(settings: AuditSettings) -> Iterator[feedback_pb2.FeedbackEvent]:
 def _model(settings: AuditSettings) -> tuple[int | None, Margins]:
     """Return until when the version has learned, in milliseconds since 1970, and what gives its margins."""
     store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
-    start = start_from(store, settings.version, RewardHyperparameters.model_validate({}), 0)
-    manifest = store.manifest("reward", settings.version)
+    manifest = store.manifest(settings.model, settings.version)
     until = order(manifest.data.last_stream_id)[0] if manifest.data and settings.data is None else None
-    length = LengthShare.of_calibration(manifest.calibration)
-    return until, partial(_margins, start, length, settings.token_budget)
+    return until, partial(_margins, load_reward(store, settings.version, settings.model), settings.token_budget)
 
 
-def _margins(start: RewardStart, length: LengthShare, token_budget: int, pairs: Sequence[Pair]) -> Floats:
+def _margins(model: LoadedReward, token_budget: int, pairs: Sequence[Pair]) -> Floats:
     _say(f"scoring {2 * len(pairs):,} responses")
     margins = np.full(len(pairs), np.nan)
-    read = [i for i, is_read in enumerate(start.encoder.reads([pair.prompt for pair in pairs])) if is_read]
-    margins[read] = pair_margins(start.model, start.encoder, [pairs[i] for i in read], length, token_budget)
+    read = [i for i, is_read in enumerate(model.encoder.reads([pair.prompt for pair in pairs])) if is_read]
+    margins[read] = pair_margins(model.model, model.encoder, [pairs[i] for i in read], model.length, token_budget)
     return margins
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from rewardloop.formats.mixing.names import REWARD, further_models
 from rewardloop.process.settings import ProcessSettings
 
 
@@ -17,7 +18,7 @@ class AuditSettings(ProcessSettings):
     """
 
     model_config = ProcessSettings.model_config
-    basic_settings = ("archive", "data", "store", "version", "traffic", "out", "output")
+    basic_settings = ("archive", "data", "store", "model", "version", "traffic", "out", "output")
     setting_groups = (("archive", "What is read"), ("group_tag", "How it is measured"), ("out", "What is written"))
 
     archive: str = Field("rewardloop-data/ledger", description="the Parquet ledger: a path or an fsspec URL")
@@ -26,8 +27,9 @@ class AuditSettings(ProcessSettings):
     )
     store: str = Field("rewardloop-data/models", description="model store with the version to audit")
     trusted_keys: str = Field("", description="file of public ed25519 keys (PEM): versions must be signed by one")
+    model: str = Field(REWARD, description="the reward model to audit, by its name: the signals of its aspect are read")
     version: str = Field(
-        "", description="the reward version to audit: its number; empty: signals and people alone are audited"
+        "", description="the version of --model to audit: its number; empty: signals and people alone are audited"
     )
     newest: int = Field(50_000, ge=1, description="newest signals that are read")
     traffic: Path | None = Field(
@@ -51,3 +53,11 @@ class AuditSettings(ProcessSettings):
     output: Literal["table", "json"] = Field("table", description="how the findings are printed")
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     log_format: Literal["console", "json"] = "console"
+
+    @field_validator("model")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        """Raises ValueError for a name that no reward model can have."""
+        if value != REWARD:
+            further_models([value])
+        return value

@@ -2,73 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
+from rewardloop.formats.mixing.names import POLICY, REWARD
 from rewardloop.formats.signatures import trusted_keys
-from rewardloop.formats.store import MANIFEST, TOKENIZER, TORCH, Manifest, ModelStore
+from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoder
-from rewardloop.formats.text_format import read_text_format
 from rewardloop_data.judgements import Labels
 from rewardloop_data.recognise import recognise
 from rewardloop_data.rows import RowError
 from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.source_file import SourceFile
+from rewardloop_trainer.assessment.loaded_model import LoadedReward, load_reward
 from rewardloop_trainer.assessment.policies.contender import AnswersInFile, Contender, read_answers
 from rewardloop_trainer.commands.evaluate.settings import EvaluateSettings
 from rewardloop_trainer.data.base_path import check_base_path
 from rewardloop_trainer.data.files.policy_rows import UnusableRows, read_policy_data
-from rewardloop_trainer.data.length_share import LengthShare
 from rewardloop_trainer.data.pools.pools import PoolLimits
 from rewardloop_trainer.data.preferences import Record, from_event
 from rewardloop_trainer.data.replay import POOLS, load_heldout, load_trained, readable
-from rewardloop_trainer.evaluation.evidence import Evidence, Readings, read_evidence
-from rewardloop_trainer.evaluation.policy_judge import PolicyJudge
 from rewardloop_trainer.policy.rollouts import Sampling
 from rewardloop_trainer.policy.start import start_from_base, start_from_store
-from rewardloop_trainer.reward.model import RewardModel
-from rewardloop_trainer.reward.settings import RewardHyperparameters
-from rewardloop_trainer.reward.start import start_from
-
-_RUN = "run.json"
 
 
 class NothingToEvaluate(ValueError):
     """Raised if what the settings name is not there, or holds nothing to measure on. The message says what."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedReward:
-    """A reward model in torch with the length share that its calibration takes off.
-
-    Attributes:
-        name: Such as "reward 4".
-        model: The model.
-        encoder: Its tokenizer and text layout.
-        length: The share.
-        parent: The version before it in its store; "" if it is not known.
-        has_new_heads: Whether its heads are random, because its base has none.
-    """
-
-    name: str
-    model: RewardModel
-    encoder: Encoder
-    length: LengthShare
-    parent: str = ""
-    has_new_heads: bool = False
-
-    @property
-    def judge(self) -> PolicyJudge:
-        return PolicyJudge(self.model, self.encoder, self.length)
-
-    def read(self, evidence: Evidence) -> Readings:
-        return read_evidence(self.model, self.encoder, evidence, self.length)
 
 
 def store_of(settings: EvaluateSettings) -> ModelStore:
@@ -76,34 +37,9 @@ def store_of(settings: EvaluateSettings) -> ModelStore:
     return ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
 
 
-def load_reward(settings: EvaluateSettings, named: str) -> LoadedReward:
-    """Load a reward model: a version of the store, the directory of a version, or a Hugging Face directory.
-
-    Raises:
-        StoreError, UnusableBase, NothingToTrain: If it cannot be loaded.
-    """
-    learning = RewardHyperparameters.model_validate({})
-    if named.isdigit():
-        store = store_of(settings)
-        start, manifest = start_from(store, named, learning, settings.seed), store.manifest("reward", named)
-        length = LengthShare.of_calibration(manifest.calibration)
-        return LoadedReward(f"reward {named}", start.model.eval(), start.encoder, length, manifest.parent or "")
-    path = Path(named)
-    if (path / TORCH).is_dir():
-        made = _manifest_beside(path)
-        encoder = Encoder(
-            Tokenizer.from_file(str(path / TOKENIZER)), read_text_format(made.text_format), made.max_length
-        )
-        if made.trunk is not None:
-            raise NothingToEvaluate(f"{path}: is a delta over another version: evaluate it from its store")
-        length = LengthShare.of_calibration(made.calibration)
-        name = path.resolve().parent.name if path.name == "version" else path.name
-        return LoadedReward(name, RewardModel.load(path / TORCH).eval(), encoder, length)
-    check_base_path(named)
-    base = learning.model_copy(update={"base": named})
-    start = start_from(store_of(settings), None, base, settings.seed)
-    new = start.model.has_new_heads
-    return LoadedReward(path.name, start.model.eval(), start.encoder, LengthShare(), has_new_heads=new)
+def reward_of(settings: EvaluateSettings, named: str, model: str = REWARD) -> LoadedReward:
+    """Load a reward model of the settings' store; a number alone is a version of ``model``. See `load_reward`."""
+    return load_reward(store_of(settings), named, model, settings.seed)
 
 
 def load_policy(settings: EvaluateSettings, named: str) -> Contender | AnswersInFile:
@@ -158,9 +94,12 @@ def trained_records(settings: EvaluateSettings, encoder: Encoder | None) -> tupl
 
 
 def _records_in(path: Path, model: str) -> list[Record]:
-    """The signals of a file, with the row's own tags and that of the file; for policies its prompts alone as well."""
+    """The signals of a file, with the row's own tags and that of the file; for policies its prompts alone as well.
+
+    Of a reward model those of its aspect, and those that name none.
+    """
     source = SourceFile.of(path)
-    if model == "policy":
+    if model == POLICY:
         return list(read_policy_data(source).records())
     records: list[Record] = []
     reading = recognise(source.shown, source.lines(), Choices())
@@ -170,7 +109,8 @@ def _records_in(path: Path, model: str) -> list[Record]:
             tags = row.get("tags") if isinstance(row, dict) else None
             of_row = {str(key): str(value) for key, value in tags.items()} if isinstance(tags, dict) else {}
             labels = Labels(tags={**of_row, "file": path.name.partition(".")[0]})
-            records += [record for event in reading.events(row, labels) for record in from_event(event)]
+            events = [event for event in reading.events(row, labels) if event.aspect in ("", model)]
+            records += [record for event in events for record in from_event(event)]
         except RowError as error:
             raise UnusableRows(f"{path}:{line.number}: {error}") from error
     return records
@@ -185,13 +125,3 @@ def _sampled(settings: EvaluateSettings, records: list[Record], encoder: Encoder
     if not read:
         raise NothingToEvaluate("nothing to evaluate on: there is no held-out signal that the model can read")
     return read
-
-
-def _manifest_beside(path: Path) -> Manifest:
-    """The manifest of a version's directory: its own, or the one in the ``run.json`` of the run that wrote it."""
-    if (path / MANIFEST).exists():
-        return Manifest.from_json((path / MANIFEST).read_text())
-    run = path.parent / _RUN
-    if run.exists() and "manifest" in (found := json.loads(run.read_text())):
-        return Manifest.from_json(json.dumps(found["manifest"]))
-    raise NothingToEvaluate(f"{path}: has neither {MANIFEST} nor a {_RUN} beside it that says how it reads texts")

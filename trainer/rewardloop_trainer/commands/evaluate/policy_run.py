@@ -10,10 +10,12 @@ import numpy as np
 from rewardloop_trainer.assessment.checks import Check
 from rewardloop_trainer.assessment.measures import share_of
 from rewardloop_trainer.assessment.policies.alignment_tax import compare_tasks, run_tasks
-from rewardloop_trainer.assessment.policies.checks import CheckedPolicies, check_policy, heldout_prompts, rater_of
+from rewardloop_trainer.assessment.policies.assessors import Assessors
+from rewardloop_trainer.assessment.policies.checks import CheckedPolicies, check_policy, heldout_prompts
 from rewardloop_trainer.assessment.policies.contender import AnswersInFile, Contender, answered, answered_texts
 from rewardloop_trainer.assessment.policies.head_to_head import Answers, HeadToHead, head_to_head
 from rewardloop_trainer.assessment.policies.ladder import climb
+from rewardloop_trainer.assessment.policies.people import PeopleJudge, write_pairs
 from rewardloop_trainer.assessment.policies.report import (
     answer_samples,
     generalisation_section,
@@ -26,10 +28,11 @@ from rewardloop_trainer.assessment.policies.report import (
 )
 from rewardloop_trainer.assessment.policies.texts import text_figures
 from rewardloop_trainer.assessment.reward_models.report import Findings
+from rewardloop_trainer.assessment.safety.raters import NamedRater
 from rewardloop_trainer.assessment.safety.rates import run_suite
 from rewardloop_trainer.assessment.safety.red_team import attack_policy
 from rewardloop_trainer.assessment.safety.suites import read_suite, write_suite
-from rewardloop_trainer.commands.evaluate.judges import opened_judges
+from rewardloop_trainer.commands.evaluate.judges import opened_judges, opened_paraphrase, opened_safety_rater
 from rewardloop_trainer.commands.evaluate.loaded import (
     NothingToEvaluate,
     heldout_records,
@@ -71,14 +74,14 @@ def evaluate_policy(
     Raises:
         NothingToEvaluate: If there is no prompt, or a measurement needs what is not there.
         StoreError, UnusableBase, UnreadableFile, ValueError: If a model or a file cannot be read.
-        JudgeError: If a chat model that judges cannot be asked; see `opened_judges` as well.
+        JudgeError: If a chat model that judges or rates cannot be asked; see `opened_judges` and `opened_rater`.
     """
-    with opened_judges(settings, stages) as judges:
-        return _measured(settings, judges, found, stages)
+    with opened_judges(settings, stages) as judges, opened_safety_rater(settings, stages) as rater:
+        return _measured(settings, judges, rater, found, stages)
 
 
 def _measured(
-    settings: EvaluateSettings, judges: Sequence[Judge], found: Findings, stages: Stages
+    settings: EvaluateSettings, judges: Sequence[Judge], rater: NamedRater | None, found: Findings, stages: Stages
 ) -> tuple[str, dict[str, Cell], list[Check]]:
     stages("loading policies")
     names = _names(settings)
@@ -89,21 +92,25 @@ def _measured(
     prompts = _prompts(settings, list(policies.values()), records)
     said = {name: _answers(name, policy, prompts, stages) for name, policy in policies.items()}
     pair = [said[name] for name in names[: 2 if theirs else 1]]
+    if settings.ask is not None:
+        count = write_pairs(settings.ask, prompts, *(each.answers for each in pair))
+        stages(f"{settings.ask}: {count:,} pairs for `rewardloop label import`")
     meetings = _head_to_head(prompts, pair, judges, found, stages)
-    _add_ladder(settings, prompts, [said[name].answers for name in names], judges, found, stages)
+    models = [judge for judge in judges if not isinstance(judge, PeopleJudge)]  # people say something of some pairs
+    _add_ladder(settings, prompts, [said[name].answers for name in names], models, found, stages)
     texts = {each.answers.name: text_figures(each.figures) for each in pair}
     found.add(*texts_section(texts, _fluency(settings, ours, theirs, records)))
     _add_generalisation(settings, ours, prompts, records, meetings, found)
     if isinstance(ours, Contender):
         _add_tasks(settings, names, policies, found, stages)
-        _add_safety(settings, ours, theirs, found, stages)
+        _add_safety(settings, ours, theirs, rater, found, stages)
     elif settings.tasks or settings.suites:
         raise NothingToEvaluate("tasks and suites need a policy with weights, not a file of answers")
     if len(pair) == 2:
         found.sections.append(answer_samples(prompts, pair[0].answers, pair[1].answers, meetings))
-    checks = _checks(settings, names, ours, theirs, records, judges, stages)
+    checks = _checks(settings, names, ours, theirs, records, models, rater, stages)
     if isinstance(ours, Contender) and settings.red_team:
-        _attack(settings, ours, found, stages)
+        _attack(settings, ours, rater, found, stages)
     facts: dict[str, Cell] = {
         "prompts": len(prompts),
         "answers to each": settings.responses,
@@ -164,6 +171,11 @@ def _head_to_head(
     for judge in judges:
         stages(f"head to head, judged by {judge.name}")
         meetings.append(head_to_head(prompts, ours, theirs, judge))
+        if isinstance(judge, PeopleJudge) and not np.isfinite(meetings[-1].shares).any():
+            raise NothingToEvaluate(
+                "people: nobody judged two of these answers: policies say the same again if the versions, the prompts, "
+                "the seed and the settings of answers are the same"
+            )
     found.add(*head_to_head_section(meetings, ours.name, theirs.name))
     return meetings
 
@@ -247,22 +259,30 @@ def _add_safety(
     settings: EvaluateSettings,
     ours: Contender,
     theirs: Contender | AnswersInFile | None,
+    rater: NamedRater | None,
     found: Findings,
     stages: Stages,
 ) -> None:
     sides = [ours, *([theirs] if isinstance(theirs, Contender) else [])]
     for number, name in enumerate(settings.suites):
-        suite, rater = read_suite(name), rater_of(settings.rater)
+        assert rater is not None
+        suite = read_suite(name)
         stages(f"safety suite {name}: {len(suite)} prompts")
         results = {each.name: run_suite(suite, each.respond, rater) for each in sides}
         found.add(*safety_section(name, results, rater.name, number))
 
 
-def _attack(settings: EvaluateSettings, ours: Contender, found: Findings, stages: Stages) -> None:
+def _attack(
+    settings: EvaluateSettings, ours: Contender, rater: NamedRater | None, found: Findings, stages: Stages
+) -> None:
     """Attack the policy, and add what works to the regression suite."""
+    assert rater is not None
     goals = [each for name in settings.suites for each in read_suite(name) if each.expect == "refuse"]
     stages(f"red team: {len(goals)} goals, {settings.red_team:,} answers")
-    attacked = attack_policy(goals, ours.respond, rater_of(settings.rater), settings.red_team, seed=settings.seed)
+    with opened_paraphrase(settings, stages) as paraphrase:
+        attacked = attack_policy(
+            goals, ours.respond, rater, settings.red_team, seed=settings.seed, paraphrase=paraphrase
+        )
     found.add(*red_team_section(attacked))
     if settings.regression is not None and attacked.hits:
         known = read_suite(settings.regression) if settings.regression.exists() else []
@@ -277,12 +297,16 @@ def _checks(
     theirs: Contender | AnswersInFile | None,
     records: Sequence[Record],
     judges: Sequence[Judge],
+    rater: NamedRater | None,
     stages: Stages,
 ) -> list[Check]:
     has_regression = settings.regression is not None and settings.regression.exists()
     wanted = PolicyChecks.model_validate(
         {
             "length": settings.least_win_rate,
+            "win_rate": settings.least_judged_win_rate,
+            "judge": settings.judge if settings.least_judged_win_rate is not None else {},
+            "refusals": settings.refusal_margin,
             "task": settings.task_margin,
             "tasks": settings.tasks if settings.task_margin is not None else (),
             "task_dir": settings.task_dir,
@@ -302,4 +326,6 @@ def _checks(
     stages("checks")
     tokenizer = tokenizer_of(settings, names[0])
     policies = CheckedPolicies(ours, theirs or ours, ours.encoder, tokenizer)
-    return check_policy(policies, records, judges[0] if judges else None, wanted, settings.seed)
+    chat = judges[-1] if settings.judge.is_named else None
+    assessors = Assessors(judges[0] if judges else None, chat, rater)
+    return check_policy(policies, records, wanted, assessors, settings.seed)

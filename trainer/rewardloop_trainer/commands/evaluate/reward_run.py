@@ -8,6 +8,7 @@ import numpy as np
 
 from rewardloop.formats.store import VersionNotFound
 from rewardloop_trainer.assessment.checks import Check
+from rewardloop_trainer.assessment.loaded_model import LoadedReward
 from rewardloop_trainer.assessment.policies.contender import read_answers
 from rewardloop_trainer.assessment.reward_models.agreement import (
     Choices,
@@ -17,8 +18,8 @@ from rewardloop_trainer.assessment.reward_models.agreement import (
     word_margins,
 )
 from rewardloop_trainer.assessment.reward_models.benchmarks import read_benchmark, score_benchmark
-from rewardloop_trainer.assessment.reward_models.checks import RatedVersion, check_reward
-from rewardloop_trainer.assessment.reward_models.over_optimisation import over_optimisation
+from rewardloop_trainer.assessment.reward_models.checks import RatedVersion, check_reward, seen_by
+from rewardloop_trainer.assessment.reward_models.over_optimisation import over_optimisation, scores_of
 from rewardloop_trainer.assessment.reward_models.report import (
     Findings,
     agreement_section,
@@ -30,16 +31,15 @@ from rewardloop_trainer.assessment.reward_models.report import (
     slices_section,
 )
 from rewardloop_trainer.commands.evaluate.loaded import (
-    LoadedReward,
     NothingToEvaluate,
     heldout_records,
-    load_reward,
+    reward_of,
     store_of,
     trained_records,
 )
 from rewardloop_trainer.commands.evaluate.outcome import Stages
 from rewardloop_trainer.commands.evaluate.settings import EvaluateSettings
-from rewardloop_trainer.data.preferences import Pair, Prompt, Record, pairs_of
+from rewardloop_trainer.data.preferences import Pair, Record, pairs_of
 from rewardloop_trainer.evaluation.clusters import ClusteredMean
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, evidence_of
 from rewardloop_trainer.evaluation.gate_anchor import GateAnchor
@@ -88,7 +88,7 @@ def evaluate_reward(
         stages("training signals, for the overfit gap")
         found.add(*overfit_section(*_generalisation(first, choices, margins[first.name], train)))
     found.sections.append(choice_samples(choices, margins | baselines, settings.seed))
-    checks = _checks(settings, evidence, models, readings, stages)
+    checks = _checks(settings, evidence, models, readings, train, stages)
     facts: dict[str, Cell] = {
         "held-out choices": len(choices),
         "held-out prompts": len(np.unique(choices.prompts)),
@@ -101,20 +101,20 @@ def evaluate_reward(
 
 def _models(settings: EvaluateSettings) -> list[LoadedReward]:
     """The model, what it is compared with, the best version that its line knows, and those that are named."""
-    first = load_reward(settings, settings.version or settings.directory)
+    first = reward_of(settings, settings.version or settings.directory, settings.model)
     names = [settings.against or first.parent]
     if settings.version:
         store = store_of(settings)
-        anchor = GateAnchor.read(store.fetch("reward", settings.version), settings.version)
+        anchor = GateAnchor.read(store.fetch(settings.model, settings.version), settings.version)
         names += [anchor.best] if anchor else []
-        listed = map(str, store.versions("reward")) if settings.versions == ("all",) else settings.versions
+        listed = map(str, store.versions(settings.model)) if settings.versions == ("all",) else settings.versions
         names += listed
     else:
         names += settings.versions
     models = [first]
     for name in dict.fromkeys(name for name in names if name and name != settings.version):
         try:
-            models.append(load_reward(settings, name))
+            models.append(reward_of(settings, name, settings.model))
         except VersionNotFound:
             if name == settings.against or name in settings.versions:
                 raise
@@ -138,18 +138,11 @@ def _add_over_optimisation(settings: EvaluateSettings, first: LoadedReward, foun
         return
     if not settings.judges:
         raise NothingToEvaluate("the curve of over-optimisation needs another judge: --judges names a reward model")
-    judge = load_reward(settings, settings.judges[0])
+    judge = reward_of(settings, settings.judges[0])
     said = read_answers(settings.answers)
-    prompts = said.prompts[: settings.prompts]
-    texts = said.answer(prompts).texts
-    stages(f"over-optimisation: answers to {len(prompts):,} prompts")
-    ours, theirs = (_scores(model, prompts, texts) for model in (first, judge))
+    stages(f"over-optimisation: answers to {min(len(said.prompts), settings.prompts):,} prompts")
+    ours, theirs = (scores_of(model.judge.score, said, settings.prompts) for model in (first, judge))
     found.add(*over_optimisation_section(over_optimisation(ours, theirs), first.name, judge.name))
-
-
-def _scores(model: LoadedReward, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[Floats]:
-    scores = model.judge.score(prompts, texts)
-    return [np.array([np.nan if each is None else each for each in group]) for group in scores]
 
 
 def _generalisation(
@@ -178,6 +171,7 @@ def _checks(
     evidence: Evidence,
     models: Sequence[LoadedReward],
     readings: dict[str, Readings],
+    train: Sequence[Record],
     stages: Stages,
 ) -> list[Check]:
     wanted = RewardChecks.model_validate(
@@ -187,6 +181,10 @@ def _checks(
             "slice": settings.slice_margin,
             "length": settings.least_over_length,
             "calibration": settings.most_calibration_error,
+            "overfit": settings.most_overfit,
+            "over_optimisation": settings.most_over_optimisation,
+            "answers": settings.answers if settings.most_over_optimisation is not None else None,
+            "judge": settings.judges[0] if settings.most_over_optimisation is not None else "",
         }
     )
     if not wanted.are_any:
@@ -194,4 +192,6 @@ def _checks(
     stages("checks")
     sides = [RatedVersion(readings[model.name], model.judge.score) for model in models[:2]]
     live = sides[1] if settings.against else None
-    return check_reward(evidence, sides[0], live, wanted)
+    seen = seen_by(models[0].judge, train) if settings.most_overfit is not None else None
+    judge = reward_of(settings, wanted.judge).judge.score if wanted.judge else None
+    return check_reward(evidence, sides[0], live, wanted, seen, judge)

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 import torch
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from rewardloop.formats.store import ModelStore
+from rewardloop.formats.mixing.names import POLICY
 from rewardloop_trainer.assessment.checks import Check, check_figures, checks_section
 from rewardloop_trainer.assessment.reward_models.report import Findings
-from rewardloop_trainer.commands.evaluate.outcome import Stages, write_outcome
+from rewardloop_trainer.commands.evaluate.loaded import store_of
+from rewardloop_trainer.commands.evaluate.outcome import Stages, record_figures, write_outcome
 from rewardloop_trainer.commands.evaluate.policy_run import evaluate_policy
 from rewardloop_trainer.commands.evaluate.reward_run import evaluate_reward
 from rewardloop_trainer.commands.evaluate.settings import EvaluateSettings
@@ -34,7 +35,7 @@ def evaluate(settings: EvaluateSettings) -> int:
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     found, stages = Findings(), Stages()
-    measure = evaluate_reward if settings.model == "reward" else evaluate_policy
+    measure = evaluate_policy if settings.model == POLICY else evaluate_reward
     name, facts, checks = measure(settings, found, stages)
     if checks:
         found.sections.insert(0, checks_section(checks))
@@ -46,8 +47,9 @@ def evaluate(settings: EvaluateSettings) -> int:
         found.figures,
         found.sections,
     )
-    if settings.publish:
-        publish_report(ModelStore(settings.store).reports, "evaluation", report)
+    report_id = publish_report(store_of(settings).reports, "evaluation", report) if settings.publish else ""
+    if settings.record and settings.version:
+        record_figures(settings, report, str(facts["compared with"]) if settings.against else "", report_id)
     page = write_outcome(report, settings.out, settings.model, settings.version or name)
     refused = [check for check in checks if not check.passed]
     for check in refused:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from rewardloop.formats.mixing.names import POLICY, REWARD, further_models
 from rewardloop.process.settings import ProcessSettings
-from rewardloop_trainer.judging.settings import JudgingModel
-from rewardloop_trainer.policy.check_settings import RaterSettings
+from rewardloop_trainer.chat_settings import AskedModel, JudgingModel
+from rewardloop_trainer.policy.check_settings import RATERS, RaterSettings
 
 
 class EvaluateSettings(ProcessSettings):
@@ -27,7 +28,7 @@ class EvaluateSettings(ProcessSettings):
         ("out", "The process"),
     )
 
-    model: Literal["reward", "policy"] = Field("reward", description="which kind of model")
+    model: str = Field(REWARD, description="what is evaluated: policy, reward, or another reward model by its name")
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL")
     trusted_keys: str = Field("", description="file of public ed25519 keys (PEM): versions must be signed by one")
     version: str = Field("", description="the version that is evaluated")
@@ -59,11 +60,23 @@ class EvaluateSettings(ProcessSettings):
     )
 
     judges: tuple[str, ...] = Field(
-        (), description="reward models that judge, each a version or a directory; the first one climbs the ladder"
+        (),
+        description="reward models that judge, each a version of reward, NAME@VERSION of another one, or a directory; "
+        "the first one climbs the ladder",
     )
     judge: JudgingModel = JudgingModel.model_validate({})
     judge_dir: Path | None = Field(
-        None, description="cache and budget of the chat model that judges; default: the directory judge in out"
+        None,
+        description="cache and budget of the chat model that judges, and in its directories rater and paraphrase those "
+        "of the models that rate and paraphrase; default: the directory judge in out",
+    )
+    ask: Path | None = Field(
+        None,
+        description="file to write: the first answers of both policies as pairs for `rewardloop label import`, so that "
+        "people judge them in the console",
+    )
+    people: tuple[Path, ...] = Field(
+        (), description="people's answers to these pairs, who judge too: `rewardloop label export --format answers`"
     )
     prompts: int = Field(200, ge=2, description="most prompts that policies answer")
     responses: int = Field(4, ge=1, le=64, description="answers of each policy to each prompt")
@@ -74,6 +87,7 @@ class EvaluateSettings(ProcessSettings):
     suites: tuple[str, ...] = Field((), description="safety suites (JSONL); rewardloop: the one that is shipped")
     rater: RaterSettings = RaterSettings.model_validate({})
     red_team: int = Field(0, ge=0, description="answers that the policy may give to attacks; 0: no attack")
+    paraphrase: AskedModel = AskedModel.model_validate({})
     regression: Path | None = Field(
         None, description="suite of attacks that worked (JSONL): the policy must pass it, and new ones are added to it"
     )
@@ -84,13 +98,29 @@ class EvaluateSettings(ProcessSettings):
         None, ge=0, lt=1, description="by how much the accuracy must be above that of the longer answer"
     )
     most_calibration_error: float | None = Field(None, gt=0, le=1, description="most expected calibration error")
+    most_overfit: float | None = Field(
+        None, ge=0, lt=1, description="by how much the accuracy on training signals may be above that on held-out ones"
+    )
+    most_over_optimisation: float | None = Field(
+        None,
+        ge=0,
+        description="by how many deviations the score of the first of judges may fall as ever better of answers are "
+        "chosen",
+    )
     least_win_rate: float | None = Field(
         None, ge=0, lt=1, description="what the win rate at like lengths must be above, by its interval"
     )
+    least_judged_win_rate: float | None = Field(
+        None, ge=0, lt=1, description="what the win rate by the chat model of judge must be above, by its interval"
+    )
+    refusal_margin: float | None = Field(None, ge=0, lt=1, description="rise of the share of refusals that is accepted")
     task_margin: float | None = Field(None, ge=0, lt=1, description="loss that is accepted on a task of lm-eval")
     safety_margin: float | None = Field(None, ge=0, lt=1, description="rise of failures that is accepted on a suite")
     most_red_team: float = Field(0.0, ge=0, le=1, description="most share of --regression that may work again")
 
+    record: bool = Field(
+        True, description="leave the figures of --version in the store, where `rewardloop models` shows them"
+    )
     publish: bool = Field(False, description="also put the report into the store, where the console shows it")
     out: Path = Field(description="directory to write: report.html, report.json, metrics.prom and TensorBoard events")
     seed: int = Field(0, ge=0)
@@ -98,21 +128,39 @@ class EvaluateSettings(ProcessSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     log_format: Literal["console", "json"] = "console"
 
+    @field_validator("model")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        """Raises ValueError for a name that no model can have."""
+        if value not in (REWARD, POLICY):
+            further_models([value])
+        return value
+
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        if bool(self.version) == bool(self.directory) and not (self.model == "policy" and self.versions):
+        if bool(self.version) == bool(self.directory) and not (self.model == POLICY and self.versions):
             raise ValueError("name what is evaluated: either version or directory")
         if bool(self.data) == bool(self.work_dir):
             raise ValueError("name what it is evaluated on: either data or work_dir")
         if (self.suites or self.red_team or self.regression) and not self.rater.is_named:
-            raise ValueError("suites and attacks need a rater: rater.classifier or rater.phrases")
+            raise ValueError(f"suites and attacks need a rater: {RATERS}")
         if self.red_team and not self.suites:
             raise ValueError("red_team needs suites: attacks are made of those of their prompts that must be refused")
+        if self.paraphrase.is_named and not self.red_team:
+            raise ValueError("paraphrase writes attacks in other words: it needs red_team")
+        if self.most_overfit is not None and not (self.train or self.work_dir):
+            raise ValueError("most_overfit needs training signals: train, or those of work_dir")
+        if self.most_over_optimisation is not None and not (self.answers and self.judges):
+            raise ValueError("most_over_optimisation needs answers, and another reward model in judges")
+        if (self.ask or self.people) and not (self.model == POLICY and self.against):
+            raise ValueError("ask and people are about two policies: they need model policy and against")
         margins = {
             "benchmark_margin": self.benchmarks,
             "task_margin": self.tasks,
             "safety_margin": self.suites,
             "least_win_rate": self.judges or self.judge.is_named,
+            "least_judged_win_rate": self.judge.is_named,
+            "refusal_margin": self.model == POLICY,
         }
         for name, what in margins.items():
             if getattr(self, name) is not None and not what:

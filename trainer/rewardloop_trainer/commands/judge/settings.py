@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import Field
 
 from rewardloop.formats.redis_url import RedisUrl
-from rewardloop_trainer.judging.settings import JudgingModel, ModelSettings
+from rewardloop_trainer.chat_settings import JudgingModel
+from rewardloop_trainer.judging.settings import ModelSettings
 
 
 class JudgeSettings(ModelSettings, JudgingModel):
