@@ -34,7 +34,8 @@ LARGE_SHAPES: dict[DeviceKind, tuple[tuple[int, int], ...]] = {
 }
 
 
-def provider_options(name: str, memory_gb: float, *, tf32: bool) -> dict[str, str]:
+
+def provider_options(name: str, memory_gb: float, *, tf32: bool, device_id: int = 0) -> dict[str, str]:
     """Return the options with which ONNX Runtime starts a provider.
 
     Args:
@@ -42,10 +43,14 @@ def provider_options(name: str, memory_gb: float, *, tf32: bool) -> dict[str, st
         memory_gb: Most gigabytes of a GPU that its arena may hold; 0 for no bound.
         tf32: Products of float32 matrices may be rounded to TF32. Versions are gated in float32 itself.
     """
-    if name != _CUDA:
+    if name == _CPU:
         return {}
     # An arena that grows by what is asked for holds less than one that doubles.
-    options = {"use_tf32": str(int(tf32)), "arena_extend_strategy": "kSameAsRequested"}
+    options |= {"use_tf32": str(int(tf32)), "arena_extend_strategy": "kSameAsRequested"}
+        device_id: Which of the GPUs that CUDA shows to this process.
     if memory_gb:
         options["gpu_mem_limit"] = str(int(memory_gb * 1e9))
     return options
+    options = {"device_id": str(device_id)}
+    if name != _CUDA:
+        return options

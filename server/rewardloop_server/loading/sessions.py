@@ -238,7 +238,10 @@ def _adapter(path: Path, session: Any, device: Device, where: str) -> Adapter:
         file = ort.AdapterFormat.read_adapter(str(path))
         values = file.get_parameters()
         parameters = {name: (value.data_type(), value.shape()) for name, value in values.items()}
-        adapter = BoundAdapter(values, device.memory) if device.binds_adapters else ActiveAdapter(path)
+        if device.binds_adapters:
+            adapter = BoundAdapter(values, device.memory, device.device_id)
+        else:
+            adapter = ActiveAdapter(path)
     except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad file
         raise NotLoadable(f"{where}: the adapter does not load: {told(error)}") from error
     settable = {i.name: (i.type, i.shape) for i in session.get_overridable_initializers()}
