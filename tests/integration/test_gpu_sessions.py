@@ -6,14 +6,18 @@ import asyncio
 import math
 import os
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.adapter_graphs import lora, publish_decoder, publish_delta
 from support.gpu_runtime import GpuRuntime, install
 from support.reward_graphs import publish_sum_version
 
 from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.formats.text import Encoded
 from rewardloop_server.device.choose import Device, choose_device
 from rewardloop_server.device.kinds import LARGE_SHAPES, DeviceKind
 from rewardloop_server.loading.sessions import SessionPool
@@ -21,6 +25,8 @@ from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring_parts import local_engine
 from rewardloop_server.settings import ServeSettings
+
+ROWS = [Encoded([1, *[4 + i % 8 for i in range(n)], 2], None, False, 9, 8) for n in (9, 30, 57, 111)]
 
 
 @pytest.fixture
@@ -102,3 +108,20 @@ def test_the_cpu_has_no_device_id(gpu: GpuRuntime) -> None:
     gpu.has_libraries = False
     gpu.preload_dlls = lambda: None  # type: ignore[method-assign]
     assert choose_device("auto", threads=1, spin=False, device_id=3) == choose_device("cpu", threads=1, spin=False)
+
+
+@pytest.mark.parametrize("publish", [partial(publish_sum_version, max_length=512), publish_decoder])
+def test_runs_of_a_gpu_are_padded_to_what_its_kernels_take_and_score_alike(
+    store: ModelStore, gpu: GpuRuntime, publish: Callable[[ModelStore], Manifest]
+) -> None:
+    manifest = publish(store)
+    there = load(store, Device("cuda", 1, spin=False), manifest)
+    here = load(store, Device("cpu", 1, spin=False), manifest)
+    gpu.shapes.clear()
+    found, _ = there.run(ROWS)
+    assert gpu.shapes
+    assert all(length % 8 == 0 for _, length in gpu.shapes)
+    np.testing.assert_allclose(found, here.run(ROWS)[0], rtol=1e-5, atol=1e-5)
+    gpu.shapes.clear()
+    here.run(ROWS[:1])
+    assert gpu.shapes == [(1, 11)]
