@@ -1,7 +1,7 @@
-# Runs rewardloop serve on an NVIDIA GPU, without torch: ONNX Runtime has its CUDA provider, and the base image brings
-# CUDA 13 and cuDNN 9.
+# Runs rewardloop serve on an NVIDIA GPU, without torch: ONNX Runtime has its CUDA provider, and the lock brings the
+# libraries of CUDA 13 and cuDNN 9 that it loads. The base image says to the container engine what driver it needs.
 #   docker build -f deploy/docker/server-cuda.Dockerfile -t rewardloop-server-cuda .
-ARG CUDA_TAG=13.0.1-cudnn-runtime-ubuntu24.04
+ARG CUDA_TAG=13.0.1-base-ubuntu24.04
 ARG PYTHON_TAG=3.11.14-slim-bookworm
 
 FROM python:${PYTHON_TAG} AS wheel

@@ -86,6 +86,7 @@ def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetr
         memory_gb=settings.device_memory_gb,
         tf32=settings.tf32,
         adapters=settings.adapters,
+        device_id=settings.device_id,
     )
     watch = Watch(settings.run_grace_s)
     least_s = LEAST_BOUND_S[device.kind]

@@ -129,6 +129,11 @@ class ServeSettings(ServingSettings):
     )
 
     device: WantedDevice = Field("auto", description="where the reward model runs")
+    device_id: int = Field(
+        0,
+        ge=0,
+        description="which GPU the process uses, of those that CUDA shows to it (CUDA_VISIBLE_DEVICES), counted from 0",
+    )
     device_memory_gb: float = Field(
         0.0,
         ge=0.0,
@@ -264,6 +269,13 @@ class ServeSettings(ServingSettings):
         description="share of the tasks that a labeller is given again, to see how far labellers agree with themselves",
     )
     label_skips: int = Field(3, ge=1, description="after so many skips nobody is given a task any more")
+
+    @model_validator(mode="after")
+    def _names_a_gpu(self) -> Self:
+        """Raises ValueError if a GPU is named and none is to be used."""
+        if self.device == "cpu" and self.device_id:
+            raise ValueError(f"device_id {self.device_id} names a GPU, and device is cpu")
+        return self
 
     @model_validator(mode="after")
     def _fronts_can_share(self) -> Self:

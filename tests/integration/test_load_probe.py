@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,6 +170,33 @@ def test_a_delta_with_a_tokenizer_of_its_own_is_tried_too(store: ModelStore, mon
     monkeypatch.setattr(Prober, "probe", lambda self, manifest, directory: tried.append(manifest.version))
     load(store, delta)
     assert tried == [trunk.version]
+
+
+def test_a_version_is_tried_on_the_device_where_it_will_serve(store: ModelStore, tmp_path: Path) -> None:
+    """The child is one that has a GPU, as far as its ONNX Runtime says, and tells what it was asked for."""
+    manifest = publish_sum_version(store)
+    seen = tmp_path / "seen.json"
+    child = f"""
+import json, pathlib, onnxruntime
+from rewardloop_server.loading import probe
+from support.gpu_runtime import GpuRuntime
+import rewardloop_server.device.choose as choose, rewardloop_server.loading.opening as opening
+choose.ort = opening.ort = runtime = GpuRuntime()
+tried = probe._try
+def telling(order, step):
+    found = tried(order, step)
+    pathlib.Path({str(seen)!r}).write_text(json.dumps(runtime.asked))
+    return found
+probe._try = telling
+raise SystemExit(probe.main())
+"""
+    device = Device("cuda", 4, spin=True, streams=2, memory_gb=2.5, tf32=True, binds_adapters=True, device_id=1)
+    Prober(device, LIMITS, [sys.executable, "-c", child]).probe(manifest, store.fetch("reward", manifest.version))
+    (asked,) = json.loads(seen.read_text())
+    assert asked == dict(zip(device.providers, device.provider_options, strict=True))
+    assert asked["CUDAExecutionProvider"]["gpu_mem_limit"] == "2500000000"
+    assert asked["CUDAExecutionProvider"]["use_tf32"] == "1"
+    assert asked["CUDAExecutionProvider"]["device_id"] == "1"
 
 
 def test_a_closed_prober_ends_its_child(store: ModelStore) -> None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from support.reward_bases import WORDS, Export, exported, mixed_sequences, trained_delta
 
 from rewardloop.formats.store import ADAPTER, MODEL, Manifest
@@ -88,6 +89,25 @@ def test_a_delta_over_an_int8_graph_is_judged_as_a_change_of_precision(kind: str
     assert abs(converted - wanted).mean() < 0.2 * abs(alone - wanted).mean()
     few = export_candidate(delta, start, DELTA, trial(delta, trunk, PAIRS[:5]), tmp_path / "few")
     assert any("5 held-out pairs" in reason for reason in few.reasons)
+
+
+@pytest.mark.long
+def test_a_delta_over_a_float16_graph_is_refused_if_its_activations_exceed_the_range(tmp_path: Path) -> None:
+    whole = exported("bert")
+    shutil.copytree(whole.directory, tmp_path / "trunk")
+    trunk = Export(whole.model, whole.encoder, tmp_path / "trunk", whole.adapters)
+    convert(trunk.onnx, "float16", pad=trunk.encoder.format.pad)
+    reasons = []
+    for name, factor in (("small", 1.0), ("large", 1e6)):
+        delta = trained_delta(trunk.model)
+        with torch.no_grad():
+            for parameter_name, parameter in delta.named_parameters():
+                parameter.mul_(factor if "lora_B" in parameter_name else 1.0)
+        found = export_candidate(delta, start_on(trunk, "float16"), DELTA, trial(delta, trunk, PAIRS), tmp_path / name)
+        assert (found.figures["precision_largest_activation"] > 65504) == (name == "large")
+        reasons.append([reason for reason in found.reasons if "beyond the 65504 of float16" in reason])
+    assert reasons[0] == []
+    assert reasons[1][0].startswith("over a graph in float16: the tensor '")
 
 
 def test_a_whole_version_takes_the_wanted_precision_or_says_why_not(tmp_path: Path) -> None:

@@ -10,11 +10,17 @@ from hypothesis import strategies as st
 
 from rewardloop.formats.text import Encoded
 from rewardloop_server.scoring.cost import CostModel
-from rewardloop_server.scoring.plan import Limit, Run, plan_runs
+from rewardloop_server.scoring.plan import ANY_SHAPE, Limit, Run, Shapes, plan_runs
 
 costs = st.builds(CostModel, st.floats(1e-4, 1e-1), st.floats(1e-7, 1e-3), st.floats(0, 1e-6))
 limits = st.one_of(
     st.just(Limit()), st.builds(Limit, seconds=st.floats(1e-4, 2.0)), st.builds(Limit, tokens=st.integers(1, 2000))
+)
+shapes = st.builds(
+    Shapes,
+    multiple=st.sampled_from([4, 8]),
+    longest=st.sampled_from([math.inf, 700, 701]),
+    scores=st.one_of(st.just(math.inf), st.floats(1e4, 1e7)),
 )
 
 
@@ -64,6 +70,47 @@ def test_tree_rows_over_their_prompts_keep_the_limit_and_make_no_plan_dearer(
     for run in runs:
         assert len(run.rows) == 1 or run.tokens <= limit.tokens
         assert len(run.items) == 1 or run.cost_s == pytest.approx(cost.run_s(len(run.items), run.length))
+
+
+@given(batches(), costs, limits, shapes, st.booleans(), st.booleans())
+def test_runs_have_shapes_that_suit_the_device(
+    rows: list[Encoded], cost: CostModel, limit: Limit, suits: Shapes, trees: bool, shares: bool
+) -> None:
+    runs = plan_runs(rows, cost, trees=trees, shares=shares, limit=limit, shapes=suits)
+    assert sorted(i for run in runs for i in run.rows) == list(range(len(rows)))
+    for run in runs:
+        assert run.length % suits.multiple == 0 or run.length == suits.longest
+        assert len(run.items) == 1 or len(run.items) * run.length**2 <= suits.scores * (1 + 1e-9)
+        assert len(run.rows) == 1 or run.tokens <= limit.tokens
+        tokens = max(_row_tokens(rows, item) for item in run.items)
+        assert tokens <= run.length < tokens + suits.multiple
+        if run.kind == "rows" and tokens <= suits.longest:
+            assert run.length <= suits.longest
+    if len(runs) > 1 and suits.scores == math.inf and limit == Limit():
+        assert total(runs) <= sum(cost.run_s(1, suits.padded(len(row.ids))) for row in rows) * (1 + 1e-9)
+
+
+@given(batches(), costs, limits, st.booleans(), st.booleans())
+def test_a_device_that_takes_any_shape_gets_no_padding(
+    rows: list[Encoded], cost: CostModel, limit: Limit, trees: bool, shares: bool
+) -> None:
+    runs = plan_runs(rows, cost, trees=trees, shares=shares, limit=limit)
+    assert runs == plan_runs(rows, cost, trees=trees, shares=shares, limit=limit, shapes=ANY_SHAPE)
+    assert all(run.length == max(_row_tokens(rows, item) for item in run.items) for run in runs)
+
+
+def test_two_tree_rows_of_the_greatest_length_do_not_share_a_run_that_keeps_its_mask() -> None:
+    rows = [Encoded([1 + group] * 2000 + [9] * 1000, None, False, 1, 2000) for group in range(2) for _ in range(2)]
+    cost = CostModel(1e-1, 1e-6, 0.0)
+    (together,) = plan_runs(rows, cost, trees=True)
+    assert [len(item) for item in together.items] == [2, 2]
+    apart = plan_runs(rows, cost, trees=True, shapes=Shapes(8, 4096, 4096.0**2))
+    assert [(len(run.items), run.length, run.kind) for run in apart] == [(1, 4000, "tree")] * 2
+
+
+def _row_tokens(rows: list[Encoded], item: tuple[int, ...]) -> int:
+    prompt = rows[item[0]].prompt_tokens if len(item) > 1 else 0
+    return prompt + sum(len(rows[i].ids) - prompt for i in item)
 
 
 def test_a_group_is_one_tree_row_where_its_responses_compute_no_scores_with_each_other() -> None:

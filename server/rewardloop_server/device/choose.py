@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import metadata
+from io import StringIO
 from typing import Any
 
 import onnxruntime as ort
@@ -36,6 +38,7 @@ class Device:
         memory_gb: Most gigabytes of a GPU's memory that the runs of one session may hold; 0 for no bound.
         tf32: Products of float32 matrices on a GPU may round their factors to TF32, which has 10 bits.
         binds_adapters: Adapters lie on the device for as long as their versions are loaded, and are bound to each run.
+        device_id: Which of the GPUs that CUDA shows to this process.
     """
 
     kind: DeviceKind
@@ -45,6 +48,7 @@ class Device:
     memory_gb: float = 0.0
     tf32: bool = False
     binds_adapters: bool = False
+    device_id: int = 0
 
     @property
     def memory(self) -> str:
@@ -59,7 +63,9 @@ class Device:
     @property
     def provider_options(self) -> list[dict[str, str]]:
         """The options of each provider, in the order of `providers`."""
-        return [provider_options(name, self.memory_gb, tf32=self.tf32) for name in self.providers]
+        return [
+            provider_options(name, self.memory_gb, tf32=self.tf32, device_id=self.device_id) for name in self.providers
+        ]
 
     def refuses(self, precision: str) -> str | None:
         """Return why versions of this precision must not run on this device, or None if they may."""
@@ -90,6 +96,7 @@ def choose_device(
     memory_gb: float = 0.0,
     tf32: bool = False,
     adapters: AdapterUse = "auto",
+    device_id: int = 0,
 ) -> Device:
     """Choose the device, open a session on it to see that it works, and log the choice.
 
@@ -101,6 +108,7 @@ def choose_device(
         memory_gb: As of `Device`.
         tf32: As of `Device`.
         adapters: How adapters reach a graph; "auto" binds them on a GPU, to which active ones are copied in each run.
+        device_id: As of `Device`; without effect on a CPU.
 
     Raises:
         RuntimeError: This ONNX Runtime does not have the wanted device, or cannot start it.
@@ -111,7 +119,7 @@ def choose_device(
         raise RuntimeError(
             f"device is {kind}, but this ONNX Runtime has only {', '.join(available)}: {_remedy(installed_builds())}"
         )
-    if kind != "cpu" and (why := _trial(Device(kind, threads, spin, 1, memory_gb, tf32))) is not None:
+    if kind != "cpu" and (why := _trial(Device(kind, threads, spin, 1, memory_gb, tf32, False, device_id))) is not None:
         if wanted != "auto":
             raise RuntimeError(f"{why}: see its message above; --device cpu runs there knowingly")
         log.warning("the GPU cannot be used: scoring runs on the CPU", reason=why)
@@ -123,6 +131,7 @@ def choose_device(
     log.info(
         "device chosen",
         device=kind,
+        device_id=device_id if kind != "cpu" else None,
         wanted=wanted,
         threads=threads,
         streams=streams,
@@ -130,7 +139,7 @@ def choose_device(
         onnxruntime=ort.__version__,
     )
     binds = adapters == "bound" or (adapters == "auto" and kind != "cpu")
-    return Device(kind, threads, spin, streams, memory_gb, tf32, binds)
+    return Device(kind, threads, spin, streams, memory_gb, tf32, binds, device_id if kind != "cpu" else 0)
 
 
 def installed_builds() -> set[str]:
@@ -148,9 +157,24 @@ def _remedy(builds: set[str]) -> str:
     )
 
 
+def load_libraries(device: Device) -> None:
+    """Load CUDA's libraries from the packages that bring them, or else from where the system looks for libraries.
+
+    ONNX Runtime's provider does not look into the packages. A library that is missing is logged: without it the
+    provider may not start, which `Device.refusal` tells. Call it before the first session of a process.
+    """
+    if device.kind == "cpu":
+        return
+    with redirect_stdout(StringIO()) as said:
+        ort.preload_dlls()
+    if said.getvalue():
+        log.warning("libraries of CUDA could not be loaded", said=said.getvalue().strip())
+
+
 def _trial(device: Device) -> str | None:
     """Return why no session runs on the device, or None if one does."""
     try:
+        load_libraries(device)
         session = ort.InferenceSession(
             _IDENTITY, providers=list(device.providers), provider_options=device.provider_options
         )

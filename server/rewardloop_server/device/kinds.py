@@ -5,6 +5,7 @@ The settings import this module, so it imports nothing heavy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
@@ -33,19 +34,28 @@ LARGE_SHAPES: dict[DeviceKind, tuple[tuple[int, int], ...]] = {
     "tensorrt": ((8, 256), (16, 512)),
 }
 
+# Rows on a GPU are padded to a multiple of these, and a run of several rows has at most so many rows * tokens**2, as a
+# tree row of the greatest length has (`rewardloop_server.scoring.plan.Shapes` says why).
+ROW_MULTIPLE: dict[DeviceKind, int] = {"cpu": 1, "cuda": 8, "tensorrt": 8}
+MOST_SCORES: dict[DeviceKind, float] = {"cpu": math.inf, "cuda": 4096.0**2, "tensorrt": 4096.0**2}
 
-def provider_options(name: str, memory_gb: float, *, tf32: bool) -> dict[str, str]:
+
+def provider_options(name: str, memory_gb: float, *, tf32: bool, device_id: int = 0) -> dict[str, str]:
     """Return the options with which ONNX Runtime starts a provider.
 
     Args:
         name: The provider.
         memory_gb: Most gigabytes of a GPU that its arena may hold; 0 for no bound.
         tf32: Products of float32 matrices may be rounded to TF32. Versions are gated in float32 itself.
+        device_id: Which of the GPUs that CUDA shows to this process.
     """
-    if name != _CUDA:
+    if name == _CPU:
         return {}
+    options = {"device_id": str(device_id)}
+    if name != _CUDA:
+        return options
     # An arena that grows by what is asked for holds less than one that doubles.
-    options = {"use_tf32": str(int(tf32)), "arena_extend_strategy": "kSameAsRequested"}
+    options |= {"use_tf32": str(int(tf32)), "arena_extend_strategy": "kSameAsRequested"}
     if memory_gb:
         options["gpu_mem_limit"] = str(int(memory_gb * 1e9))
     return options

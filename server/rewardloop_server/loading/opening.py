@@ -18,11 +18,13 @@ from rewardloop.formats.text import Encoder
 from rewardloop.formats.text_format import read_text_format
 from rewardloop_server.calls.errors import NotLoadable, told
 from rewardloop_server.device.choose import Device
+from rewardloop_server.device.kinds import MOST_SCORES, ROW_MULTIPLE
 from rewardloop_server.loading.bounds import check_bounds
 from rewardloop_server.loading.graph_tables import Tables, read_tables
 from rewardloop_server.loading.limits import LoadGuard
 from rewardloop_server.scoring.engine import Sessions
 from rewardloop_server.scoring.layout import Signature
+from rewardloop_server.scoring.plan import Shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,11 @@ def open_sessions(directory: Path, device: Device, guard: LoadGuard) -> tuple[Se
         return Sessions(alone, beside), Signature.of(alone)
     except ValueError as error:
         raise NotLoadable(f"{where}: {error}") from error
+
+
+def run_shapes(manifest: Manifest, device: Device) -> Shapes:
+    """Return which runs of a version suit the device."""
+    return Shapes(ROW_MULTIPLE[device.kind], manifest.max_length, MOST_SCORES[device.kind])
 
 
 @contextmanager

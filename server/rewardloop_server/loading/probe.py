@@ -35,8 +35,7 @@ class Order:
     Attributes:
         manifest: The version's manifest, as JSON.
         directory: Its files.
-        device: The kind of device.
-        threads: Threads of a run.
+        device: The `Device` on which to try it, by the names of its attributes.
         allows_loops: As of `check_files`.
         memory_bytes: Memory beyond which the system itself refuses more; 0: no such bound.
         parent: Process id of the serving process.
@@ -44,8 +43,7 @@ class Order:
 
     manifest: str
     directory: str
-    device: str
-    threads: int
+    device: dict[str, Any]
     allows_loops: bool
     memory_bytes: int
     parent: int
@@ -105,7 +103,7 @@ def _step_aside(order: Order) -> None:
 def _try(order: Order, step: Callable[[str], None]) -> dict[str, Any] | None:
     """Do what a load does, once and shortly. Returns the `Checked` of a version with a graph. Raises VersionRefused."""
     from rewardloop.formats.store import CorruptVersion, Manifest
-    from rewardloop_server.device.choose import Device
+    from rewardloop_server.device.choose import Device, load_libraries
     from rewardloop_server.guard.watch import Watch
     from rewardloop_server.loading.limits import LoadGuard
     from rewardloop_server.loading.opening import check_files, open_sessions, read_encoder
@@ -125,7 +123,8 @@ def _try(order: Order, step: Callable[[str], None]) -> dict[str, Any] | None:
     except CorruptVersion as error:
         raise refusal(error) from error
     step("open")
-    device = Device(order.device, order.threads, spin=False)  # type: ignore[arg-type]  # one of the kinds
+    device = Device(**order.device)
+    load_libraries(device)
     sessions, signature = open_sessions(directory, device, guard)
     model = RewardModel(manifest, encoder, sessions, signature, CostModel(0.0, 0.0, 0.0))
     short = min(_SHORT, manifest.max_length)

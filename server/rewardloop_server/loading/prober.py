@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ _UNUSED_BYTES = 2**31
 # A run of the greatest length may take so many times what a short one took, by their lengths.
 _SLACK = 20
 
+# -P: the present folder holds no modules of this program.
+_CHILD = (sys.executable, "-P", "-m", "rewardloop_server.loading.probe")
+
 _REFUSALS = {error.reason: error for error in errors_of(VersionRefused)}
 
 
@@ -49,9 +53,11 @@ class Prober:
     Args:
         device: Where versions run.
         limits: How much time and memory a load may take.
+        command: The child process; it does what `rewardloop_server.loading.probe` does.
     """
 
-    def __init__(self, device: Device, limits: LoadLimits) -> None:
+    def __init__(self, device: Device, limits: LoadLimits, command: Sequence[str] = _CHILD) -> None:
+        self._command = command
         self._device = device
         self._limits = limits
         self._passed: dict[str, Checked | None] = {}
@@ -97,15 +103,14 @@ class Prober:
         order = Order(
             manifest=manifest.to_json(),
             directory=str(directory.absolute()),
-            device=self._device.kind,
-            threads=max(1, self._device.threads // 2),
+            # One session on half of the threads. All else, such as a GPU's bound of memory, is as where it will serve.
+            device=asdict(replace(self._device, threads=max(1, self._device.threads // 2), spin=False, streams=1)),
             allows_loops=self._limits.allows_loops,
             memory_bytes=bound if self._device.kind == "cpu" else 0,  # other devices map far more than they use
             parent=os.getpid(),
         )
         child = subprocess.Popen(
-            # -P: the present folder holds no modules of this program.
-            [sys.executable, "-P", "-m", "rewardloop_server.loading.probe"],
+            self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

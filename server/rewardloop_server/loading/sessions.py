@@ -30,7 +30,7 @@ from rewardloop_server.guard.watch import Watch
 from rewardloop_server.loading.bounds import check_bounds
 from rewardloop_server.loading.graph_tables import Tables
 from rewardloop_server.loading.limits import LoadGuard, LoadLimits, size_of
-from rewardloop_server.loading.opening import check_files, open_sessions, read_encoder
+from rewardloop_server.loading.opening import check_files, open_sessions, read_encoder, run_shapes
 from rewardloop_server.loading.prober import Prober
 from rewardloop_server.loading.progress import LARGE_BYTES
 from rewardloop_server.loading.warm import check, check_text, warm_up
@@ -186,6 +186,7 @@ class SessionPool:
             shared.cost,
             adapter,
             functools.partial(self._close, manifest, digest),
+            run_shapes(manifest, self._device),
         )
         if adapter is not None or manifest.heads != shared.manifest.heads:
             check(model, 1, min(16, manifest.max_length), encoder.format.pad, guard)
@@ -238,7 +239,10 @@ def _adapter(path: Path, session: Any, device: Device, where: str) -> Adapter:
         file = ort.AdapterFormat.read_adapter(str(path))
         values = file.get_parameters()
         parameters = {name: (value.data_type(), value.shape()) for name, value in values.items()}
-        adapter = BoundAdapter(values, device.memory) if device.binds_adapters else ActiveAdapter(path)
+        if device.binds_adapters:
+            adapter = BoundAdapter(values, device.memory, device.device_id)
+        else:
+            adapter = ActiveAdapter(path)
     except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad file
         raise NotLoadable(f"{where}: the adapter does not load: {told(error)}") from error
     settable = {i.name: (i.type, i.shape) for i in session.get_overridable_initializers()}

@@ -52,12 +52,15 @@ class BoundAdapter:
     Args:
         parameters: ONNX Runtime's values of an adapter file, by the names of the parameters.
         memory: ONNX Runtime's name of the device's memory.
+        device_id: Which of the devices with such a memory.
     """
 
-    def __init__(self, parameters: dict[str, Any], memory: str) -> None:
+    def __init__(self, parameters: dict[str, Any], memory: str, device_id: int) -> None:
         # On a CPU the values that are bound are views of these arrays.
         self._arrays = {name: np.array(value.numpy(), order="C") for name, value in parameters.items()}
-        self._values = {name: ort.OrtValue.ortvalue_from_numpy(a, memory, 0) for name, a in self._arrays.items()}
+        self._values = {
+            name: ort.OrtValue.ortvalue_from_numpy(array, memory, device_id) for name, array in self._arrays.items()
+        }
 
     def prepare(self, options: Any) -> None:
         """Leave the options as they are."""

@@ -17,7 +17,7 @@ from rewardloop.formats.text import Encoded, Encoder
 from rewardloop_server.scoring.adapter import Adapter
 from rewardloop_server.scoring.cost import CostModel
 from rewardloop_server.scoring.layout import Feeds, Signature, lay_out
-from rewardloop_server.scoring.plan import Limit, Run, plan_runs
+from rewardloop_server.scoring.plan import ANY_SHAPE, Limit, Run, Shapes, plan_runs
 
 log = structlog.get_logger()
 
@@ -70,6 +70,7 @@ class RewardModel:
         cost: How long its runs take.
         adapter: The version's adapter, if it is a delta.
         on_close: Called when the version is closed.
+        shapes: Which runs suit its device.
     """
 
     def __init__(
@@ -81,12 +82,14 @@ class RewardModel:
         cost: CostModel,
         adapter: Adapter | None = None,
         on_close: Callable[[], None] = lambda: None,
+        shapes: Shapes = ANY_SHAPE,
     ) -> None:
         self.manifest = manifest
         self.encoder = encoder
         self.calibration = manifest.calibration or Calibration()
         self.cost = cost
         self.signature = signature
+        self._shapes = shapes
         self._sessions = sessions
         self._adapter = adapter
         self._on_close = on_close
@@ -107,7 +110,14 @@ class RewardModel:
         """
         limit = Limit(math.inf if limit_s is None else limit_s, math.inf if limit_tokens is None else limit_tokens)
         signature = self.signature
-        return plan_runs(rows, self.cost, trees=signature.is_decoder, shares=signature.shares_prompts, limit=limit)
+        return plan_runs(
+            rows,
+            self.cost,
+            trees=signature.is_decoder,
+            shares=signature.shares_prompts,
+            limit=limit,
+            shapes=self._shapes,
+        )
 
     def lay_out(self, rows: Sequence[Encoded], run: Run) -> Feeds:
         """Return the input of one of the runs that `plan` gave for the rows."""

@@ -74,6 +74,37 @@ class Limit:
 NO_LIMIT = Limit()
 
 
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Which lengths and sizes of runs suit a device.
+
+    On CUDA attention takes its memory-efficient kernel for runs that keep a mask only if their length is a multiple of
+    4 or, in half precision, of 8. Otherwise it holds heads * rows * length**2 scores at once. Whether a run keeps a
+    mask depends on the graph (windows, an encoder's own mask) and on the run (tree rows), so all runs have such shapes.
+
+    Attributes:
+        multiple: Rows are padded to a multiple of so many tokens.
+        longest: But rows of one sequence to no more tokens than these, because the graph may have no more positions.
+        scores: Most rows * length**2 of a run. A single row may always run.
+    """
+
+    multiple: int = 1
+    longest: float = math.inf
+    scores: float = math.inf
+
+    def padded(self, length: int) -> int:
+        """Return the tokens to which a row is padded that is alone or the longest of its run."""
+        full = -(-length // self.multiple) * self.multiple
+        return int(self.longest) if length <= self.longest < full else full
+
+    def below(self, tokens: float) -> float:
+        """Return the most tokens of a row that is still no longer than ``tokens`` when it is padded."""
+        return tokens if self.multiple == 1 else tokens // self.multiple * self.multiple
+
+
+ANY_SHAPE = Shapes()
+
+
 def shares_prompt(group: Sequence[Encoded]) -> bool:
     """Return whether a tree row takes less time over its prompt's keys and values than by a mask."""
     prompt = group[0].prompt_tokens
@@ -82,7 +113,13 @@ def shares_prompt(group: Sequence[Encoded]) -> bool:
 
 
 def plan_runs(
-    rows: Sequence[Encoded], cost: CostModel, *, trees: bool, shares: bool = False, limit: Limit = NO_LIMIT
+    rows: Sequence[Encoded],
+    cost: CostModel,
+    *,
+    trees: bool,
+    shares: bool = False,
+    limit: Limit = NO_LIMIT,
+    shapes: Shapes = ANY_SHAPE,
 ) -> list[Run]:
     """Put every row into exactly one run, at the least cost that is found.
 
@@ -95,15 +132,16 @@ def plan_runs(
         trees: The graph takes tree rows.
         shares: A tree row that is alone in its run can attend to its prompt's keys and values.
         limit: Bounds of one run.
+        shapes: Which runs suit the device.
 
     Returns:
         The runs in the order of their first row, so that the first run holds row 0.
     """
     if len(rows) == 1:  # as in every run of an idle service: there is nothing to search
-        length = len(rows[0].ids)
+        length = shapes.padded(len(rows[0].ids))
         return [Run(((0,),), length, cost.run_s(1, length))]
     groups = _by_prompt(rows) if trees and len(rows) > 1 else [(0, [i]) for i in range(len(rows))]
-    longest = [_longest_tree(rows, members, cost, limit) for _, members in groups]
+    longest = [shapes.below(_longest_tree(rows, members, cost, limit)) for _, members in groups]
     choices = {tuple(len(members) for _, members in groups)}
     if len(groups) < len(rows):
         # How much of a run's fixed cost a tree row bears depends on what else is in its run, so several charges are
@@ -113,11 +151,15 @@ def plan_runs(
                 _tree_rows(rows, *group, cost, charge_s, most) for group, most in zip(groups, longest, strict=True)
             )
             choices.add(tuple(counts))
-    plans = [_partition(_items(rows, groups, counts, longest), cost, limit) for counts in choices]
+    plans = [_partition(_items(rows, groups, counts, longest), cost, limit, shapes) for counts in choices]
     if shares and len(groups) < len(rows):
-        plans.append(_over_prompts(rows, groups, longest, cost, limit))
-    best = min(plans, key=lambda runs: sum(run.cost_s for run in runs))
+        plans.append(_over_prompts(rows, groups, longest, cost, limit, shapes))
+    best = min(plans, key=_total_s)
     return sorted(best, key=lambda run: min(run.rows))
+
+
+def _total_s(runs: Iterable[Run]) -> float:
+    return sum(run.cost_s for run in runs)
 
 
 def _over_prompts(
@@ -126,27 +168,29 @@ def _over_prompts(
     longest: Iterable[float],
     cost: CostModel,
     limit: Limit,
+    shapes: Shapes,
 ) -> list[Run]:
     """Return runs over the prompts of the groups for which these are cheaper than a row each, and the best others."""
     found, alone = [], []
     for (prompt, members), most in zip(groups, longest, strict=True):
         singles = [_Item((i,), len(rows[i].ids)) for i in members]
-        shared = _shared_runs(rows, prompt, members, most, cost)
-        if shared and sum(run.cost_s for run in shared) < sum(run.cost_s for run in _partition(singles, cost, limit)):
+        shared = _shared_runs(rows, prompt, members, most, cost, shapes)
+        if shared and _total_s(shared) < _total_s(_partition(singles, cost, limit, shapes)):
             found += shared
         else:
             alone += singles
-    return found + (_partition(alone, cost, limit) if alone else [])
+    return found + (_partition(alone, cost, limit, shapes) if alone else [])
 
 
 def _shared_runs(
-    rows: Sequence[Encoded], prompt: int, members: list[int], longest: float, cost: CostModel
+    rows: Sequence[Encoded], prompt: int, members: list[int], longest: float, cost: CostModel, shapes: Shapes
 ) -> list[Run]:
     """Return as few tree rows of a group as ``longest`` tokens allow, each alone in its run; none if no two fit."""
     for count in range(1, len(members)):
         parts = _deal(rows, prompt, members, count)
         if all(part.length <= longest for part in parts):
-            return [Run((part.rows,), part.length, _shared_s(rows, prompt, part, cost)) for part in parts]
+            padded = [_Item(part.rows, shapes.padded(part.length)) for part in parts]
+            return [Run((part.rows,), part.length, _shared_s(rows, prompt, part, cost)) for part in padded]
     return []
 
 
@@ -240,8 +284,8 @@ def _deal(rows: Sequence[Encoded], prompt: int, members: list[int], count: int) 
     return [_Item(tuple(sorted(part)), lengths[n]) for n, part in enumerate(parts) if part]
 
 
-def _partition(items: list[_Item], cost: CostModel, limit: Limit) -> list[Run]:
-    """Return the cheapest runs of the items within the limit.
+def _partition(items: list[_Item], cost: CostModel, limit: Limit, shapes: Shapes) -> list[Run]:
+    """Return the cheapest runs of the items within the limit, in shapes that suit the device.
 
     If the items are sorted by length, some cheapest partition has contiguous runs, because exchanging items between
     two runs so that the longer ones are together pads no run more. So the best partition of the items from ``i`` on is
@@ -249,10 +293,12 @@ def _partition(items: list[_Item], cost: CostModel, limit: Limit) -> list[Run]:
     """
     items = sorted(items, key=lambda item: -item.length)
     n = len(items)
-    lengths = np.array([item.length for item in items], dtype=np.float64)
+    padded = [item.length if shapes.multiple == 1 else shapes.padded(item.length) for item in items]
+    lengths = np.array(padded, dtype=np.float64)
     each = lengths * (cost.per_token_s + cost.per_token2_s * lengths)
     with np.errstate(divide="ignore"):
         most = np.minimum((limit.seconds - cost.fixed_s) / each, limit.tokens / lengths)
+        most = np.minimum(most, shapes.scores / lengths**2)
     stops = np.minimum(np.arange(n) + np.clip(np.nan_to_num(most, posinf=n), 1, n), n).astype(np.int64).tolist()
     counts = np.arange(1.0, n + 1)
     best = np.zeros(n + 1)
@@ -266,7 +312,6 @@ def _partition(items: list[_Item], cost: CostModel, limit: Limit) -> list[Run]:
     runs, i = [], 0
     while i < n:
         part = items[i : cut[i]]
-        length = part[0].length
-        runs.append(Run(tuple(item.rows for item in part), length, cost.run_s(len(part), length)))
+        runs.append(Run(tuple(item.rows for item in part), padded[i], cost.run_s(len(part), padded[i])))
         i = cut[i]
     return runs

@@ -9,9 +9,11 @@ from typing import Literal
 
 import onnxruntime as ort
 import pytest
+from support.gpu_runtime import install
 
 from rewardloop_server.device import choose
 from rewardloop_server.device.choose import Device, choose_device, installed_builds
+from rewardloop_server.settings import ServeSettings
 
 
 def test_auto_takes_what_this_onnxruntime_has() -> None:
@@ -56,12 +58,20 @@ def test_what_a_gpu_machine_installs_has_one_build_of_onnxruntime() -> None:
             if match := re.match(r"rewardloop\[(.+)\]", wanted):
                 found = found.union(*(packages(part) for part in match[1].split(",")))
             else:
-                found.add(re.split(r"[><=!]", wanted)[0])
+                found.add(re.split(r"[\[><=!]", wanted)[0])
         return found
 
     assert {name for name in packages("gpu") | packages("trainer-gpu") if "onnxruntime" in name} == {"onnxruntime-gpu"}
     assert {name for name in packages("server") | packages("trainer") if "onnxruntime" in name} == {"onnxruntime"}
     assert packages("trainer") - {"onnxruntime"} == packages("trainer-gpu") - {"onnxruntime-gpu"}
+
+
+def test_a_gpu_machine_without_torch_gets_the_libraries_of_cuda() -> None:
+    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    (build,) = (wanted for wanted in extras["gpu"] if wanted.startswith("onnxruntime"))
+    assert build.startswith("onnxruntime-gpu[cuda,cudnn]>=")
 
 
 class _Stub:
@@ -71,6 +81,9 @@ class _Stub:
 
     def get_available_providers(self) -> list[str]:
         return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def preload_dlls(self) -> None:
+        print("Failed to load libcudnn.so.9")
 
     def InferenceSession(
         self, graph: bytes, providers: list[str], provider_options: list[dict[str, str]]
@@ -93,7 +106,33 @@ def test_auto_falls_back_to_the_cpu_with_a_warning(
 ) -> None:
     monkeypatch.setattr("rewardloop_server.device.choose.ort", _Stub())
     assert choose_device("auto", threads=1, spin=False).kind == "cpu"
-    assert "the GPU cannot be used" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the GPU cannot be used" in said
+    assert "libraries of CUDA could not be loaded" in said
+    assert "said='Failed to load libcudnn.so.9'" in said
+
+
+@pytest.mark.parametrize("kind", ["cuda", "tensorrt"])
+def test_libraries_of_cuda_are_loaded_from_their_packages_before_the_device_is_tried(
+    kind: Literal["cuda", "tensorrt"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = install(monkeypatch)  # which starts no session on a GPU without them
+    assert choose_device(kind, threads=1, spin=False, device_id=2) == Device(
+        kind, 1, spin=False, binds_adapters=True, device_id=2
+    )
+    assert runtime.has_libraries
+
+
+def test_a_cpu_needs_no_libraries_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = install(monkeypatch)
+    assert choose_device("cpu", threads=1, spin=False).device_id == 0
+    assert not runtime.has_libraries
+
+
+def test_a_gpu_is_named_only_where_one_is_used() -> None:
+    assert ServeSettings(device="auto", device_id=1).device_id == 1
+    with pytest.raises(ValueError, match="device_id 1 names a GPU, and device is cpu"):
+        ServeSettings(device="cpu", device_id=1)
 
 
 def test_a_gpu_multiplies_in_float32_unless_tf32_is_allowed_and_its_memory_can_be_bounded() -> None:

@@ -20,9 +20,10 @@ from rewardloop_trainer.data.length_share import LengthShare
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.export.adapter import export_delta
 from rewardloop_trainer.export.adapter_inputs import adapted_modules
+from rewardloop_trainer.export.float16_range import float16_range
 from rewardloop_trainer.export.graph import graph_of
 from rewardloop_trainer.export.parity import export_reward, parity
-from rewardloop_trainer.export.precision import JudgedPairs, choose_precision, graph_margins, judge
+from rewardloop_trainer.export.precision import JudgedPairs, choose_precision, graph_margins, judge, pair_sequences
 from rewardloop_trainer.export.weights import write_graph
 from rewardloop_trainer.learning.linear_modules import linear_modules
 from rewardloop_trainer.reward.evaluate import Floats
@@ -141,9 +142,15 @@ def _delta_proof(
         modules = tuple(sorted(adapted_modules(trunk.graph)))
         write_graph(graph_of(trunk.model(), trial.encoder.format.segment_ids, modules), graph)
         difference = parity(graph, model, trial.sequences, pad, adapter=adapter)
+        ranges: tuple[dict[str, float], tuple[str, ...]] = {}, ()
+        if trunk.manifest.precision == "float16":
+            sequences = pair_sequences(trial.encoder, trial.pairs)
+            ranges = float16_range(graph, trunk.graph, sequences, pad, adapter)
     converted = graph_margins(trunk.graph, trial.pairs, trial.encoder, length=trial.length, adapter=adapter)
     figures, reasons = judge(
         trial.pairs, trial.margins(), converted, tolerance=settings.gate_tolerance, seed=trial.seed
     )
     at = f"over a graph in {trunk.manifest.precision}: "
-    return Exported(difference, trunk.manifest.precision, figures, reasons=tuple(at + r for r in reasons))
+    return Exported(
+        difference, trunk.manifest.precision, figures | ranges[0], reasons=tuple(at + r for r in (*ranges[1], *reasons))
+    )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from rewardloop.formats.graphs.inputs import GraphInputs, decoder_rows, encoder_rows, tree_rows, tree_tokens
 from rewardloop.formats.text import Encoded
 
+_BATCH_TOKENS = 2048
+
 
 def encoder_feeds(sequences: Sequence[Encoded], pad: int) -> GraphInputs:
     """One sequence a row, for an encoder; with segments if the sequences have segment ids."""
@@ -36,6 +38,16 @@ def by_prompt(sequences: Sequence[Encoded]) -> list[list[int]]:
         if sequence.prompt_tokens:
             groups.setdefault(tuple(sequence.ids[: sequence.prompt_tokens]), []).append(index)
     return list(groups.values())
+
+
+def similar_batches(sequences: Sequence[Encoded]) -> list[list[int]]:
+    """Indices of the sequences in batches of similar length, of at most 2,048 tokens with padding."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids)):
+        if not batches or (len(batches[-1]) + 1) * len(sequences[index].ids) > _BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 def _longest(sequences: Sequence[Encoded]) -> int:

@@ -1,8 +1,10 @@
 """Converts a graph to half precision. Inputs, outputs, the heads and adapter inputs keep their types.
 
-In float16 the graph also computes in float16, which suits CUDA. In bfloat16 the trunk's matrices are stored, and each
-is cast to float32 before it is used. So scores are those of the float32 graph with the rounded weights: exactly its own
-scores if the checkpoint was stored in bfloat16.
+In float16 the graph also computes in float16, which suits CUDA. Products with adapter inputs, angles of positions, and
+all that follows the trunk are computed in float32, and nothing between two of them is rounded.
+
+In bfloat16 the trunk's matrices are stored, and each is cast to float32 before it is used. So scores are those of the
+float32 graph with the rounded weights: exactly its own scores if the checkpoint was stored in bfloat16.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto, TensorProto, helper
+from onnx import AttributeProto, NodeProto, TensorProto, helper
 from onnxruntime.transformers.float16 import (
     DEFAULT_OP_BLOCK_LIST,
     convert_float_to_float16,
@@ -30,10 +32,10 @@ def to_float16(whole: Graph) -> Graph:
     graph = whole.proto
     settable = [i for i in graph.graph.input if i.name in {w.name for w in graph.graph.initializer}]
     names = {i.name for i in settable}
-    fixed = names | outside_trunk(graph)
     for index, node in enumerate(graph.graph.node):
         node.name = node.name or f"node_{index}"
-    blocked = [n.name for n in graph.graph.node if fixed.intersection(n.input)]
+    blocked = [n.name for n in graph.graph.node if names.intersection(n.input)]
+    blocked += [*_before_angles(graph), *_after_trunk(graph)]
     # The converter would round values that come in through an input. It leaves initialisers of float32 nodes alone, so
     # adapter inputs are hidden from it and added back below.
     inputs = [i for i in graph.graph.input if i.name not in names]
@@ -53,6 +55,7 @@ def to_float16(whole: Graph) -> Graph:
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FLOAT32_OPERATORS],
         node_block_list=blocked,
     )
+    _drop_roundings(whole.proto.graph)
     whole.proto.graph.input.extend(settable)
     del whole.proto.graph.value_info[:]
     halved = {i.name for i in whole.proto.graph.initializer if i.data_type == TensorProto.FLOAT16}
@@ -93,6 +96,52 @@ def to_bfloat16(whole: Graph) -> int:
     # is needed, and only one layer's weights are in memory in float32.
     graph.node.extend([*casts.values(), *nodes])
     return len(stored)
+
+
+def _before_angles(graph: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that a cosine or sine depends on: a position's angle, which float16 would round by radians."""
+    needed: set[str] = set()
+    found = []
+    for node in reversed(graph.graph.node):
+        if node.op_type in ("Cos", "Sin") or needed.intersection(node.output):
+            needed.update(node.input)
+            found.append(node.name)
+    return found
+
+
+def _after_trunk(graph: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that score the pooled vector, and of those that follow them."""
+    reached = outside_trunk(graph)
+    found = []
+    for node in graph.graph.node:  # which are sorted, so that what a node reads is made before it
+        if reached.intersection(node.input):
+            reached.update(node.output)
+            found.append(node.name)
+    return found
+
+
+def _drop_roundings(graph: onnx.GraphProto) -> None:
+    """Let float32 that is read as float32 stay so, where the converter rounds it to float16 on the way."""
+    rounded = {n.output[0]: n.input[0] for n in graph.node if _is_cast(n, TensorProto.FLOAT16)}
+    for node in graph.node:
+        if _is_cast(node, TensorProto.FLOAT):
+            node.input[0] = rounded.get(node.input[0], node.input[0])
+    read = _read(graph) | {output.name for output in graph.output}
+    nodes = [n for n in graph.node if n.output[0] not in rounded or n.output[0] in read]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _is_cast(node: NodeProto, to: int) -> bool:
+    return node.op_type == "Cast" and any(a.name == "to" and a.i == to for a in node.attribute)
+
+
+def _read(graph: onnx.GraphProto) -> set[str]:
+    """Names of the tensors that nodes read, those in the branches of an If included."""
+    read = {name for node in graph.node for name in node.input}
+    for attribute in (a for node in graph.node for a in node.attribute if a.type == AttributeProto.GRAPH):
+        read |= _read(attribute.g) | {output.name for output in attribute.g.output}
+    return read
 
 
 def _float16(block: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:

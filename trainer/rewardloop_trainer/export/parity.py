@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 import structlog
 import torch
@@ -224,10 +226,14 @@ def padding_shift(model: RewardModel, sequences: Sequence[Encoded], pad: int) ->
 
 def run_session(session: Runs, sequences: Sequence[Encoded], pad: int) -> npt.NDArray[np.float32]:
     """Logits (n, k) of one padded batch."""
-    is_decoder = any(i.name == "ends" for i in session.get_inputs())
-    feeds = _given(session, decoder_feeds(sequences, pad)) if is_decoder else encoder_feeds(sequences, pad)
-    logits: npt.NDArray[np.float32] = session.run(None, feeds)[0]
+    logits: npt.NDArray[np.float32] = session.run(None, graph_feeds(session, sequences, pad))[0]
     return logits
+
+
+def graph_feeds(session: Runs, sequences: Sequence[Encoded], pad: int) -> GraphInputs:
+    """The inputs of one padded batch, one sequence a row, as the session's graph takes them."""
+    is_decoder = any(i.name == "ends" for i in session.get_inputs())
+    return _given(session, decoder_feeds(sequences, pad)) if is_decoder else encoder_feeds(sequences, pad)
 
 
 def run_trees(session: Runs, groups: Sequence[Sequence[Encoded]], pad: int) -> npt.NDArray[np.float32]:
@@ -278,6 +284,17 @@ def open_session(
     )
     runs: Runs = session if adapter is None else AdaptedSession(session, adapter)
     return _Mapped(runs, weights) if skipped else runs
+
+
+def open_changed(
+    graph: onnx.ModelProto, path: Path, adapter: Path | None = None, *, threads: int | None = None
+) -> Runs:
+    """Open a session as `open_session` does, of a graph that was read from ``path`` and then changed."""
+    # Written beside the graph, because that is where its external data are looked for.
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".changed-", suffix=".onnx") as file:
+        file.write(graph.SerializeToString())
+        file.flush()
+        return open_session(Path(file.name), adapter, weights=outside_of(path), threads=threads)
 
 
 class _Mapped:

@@ -18,7 +18,8 @@ from rewardloop.formats.store import MODEL
 from rewardloop.formats.text import Encoded, Encoder
 from rewardloop_trainer.data.length_share import NO_SHARE, LengthShare
 from rewardloop_trainer.data.preferences import Pair
-from rewardloop_trainer.export.feeds import decoder_feeds, encoder_feeds
+from rewardloop_trainer.export.feeds import decoder_feeds, encoder_feeds, similar_batches
+from rewardloop_trainer.export.float16_range import float16_range
 from rewardloop_trainer.export.parity import Runs, open_session, run_session
 from rewardloop_trainer.export.quantize import quantize
 from rewardloop_trainer.export.weights import load_graph, outside_of, write_graph
@@ -31,8 +32,6 @@ Precision: TypeAlias = Literal["float32", "int8", "float16", "bfloat16"]
 LEAST_AGREEMENT = 0.995
 LEAST_PAIRS = 200  # with fewer, a single pair would exceed the share that may differ
 CALIBRATION_TOKENS = 6_000
-
-_BATCH_TOKENS = 2048
 
 
 class UnconvertibleGraph(ValueError):
@@ -117,11 +116,16 @@ def graph_margins(
     adapter: Path | None = None,
 ) -> Floats:
     """Margins (pairs,) of a graph on the CPU, as `pair_margins` computes them of the torch model."""
-    sequences = [s for e in encode_records(encoder, pairs).examples for s in e.sequences]
+    sequences = pair_sequences(encoder, pairs)
     session = open_session(model_path, adapter)
     logits = _logits(session, sequences, encoder.format.pad).mean(1)
     margins: Floats = logits[0::2] - logits[1::2]
     return without_length(margins, encoder, pairs, length)
+
+
+def pair_sequences(encoder: Encoder, pairs: Sequence[Pair]) -> list[Encoded]:
+    """The chosen and the rejected sequence of each pair."""
+    return [s for example in encode_records(encoder, pairs).examples for s in example.sequences]
 
 
 def judge(
@@ -195,6 +199,8 @@ def choose_precision(
 ) -> PrecisionChoice:
     """Convert the version's model.onnx if the conversion passes `judge`; otherwise leave it in float32.
 
+    For float16 the activations on the held-out pairs must also keep within its range.
+
     The result is deterministic, so that a round that was killed repeats it.
 
     Args:
@@ -217,8 +223,14 @@ def choose_precision(
             convert(path, wanted, calibration, encoder.format.pad, candidate)
         except UnconvertibleGraph as error:
             return _refused(wanted, {}, (str(error),))
+        ranges: dict[str, float] = {}
+        if wanted == "float16":
+            ranges, reasons = float16_range(path, candidate, pair_sequences(encoder, pairs), encoder.format.pad)
+            if reasons:
+                return _refused(wanted, ranges, reasons)
         converted = graph_margins(candidate, pairs, encoder, length=heldout.length)
         figures, reasons = judge(pairs, heldout.float32_margins, converted, tolerance=tolerance, seed=seed)
+        figures |= ranges
         if reasons:
             return _refused(wanted, figures, reasons)
         _replace(candidate, path)
@@ -257,13 +269,8 @@ def _calibration_feeds(graph: onnx.ModelProto, sequences: Sequence[Encoded], pad
 
 def _logits(session: Runs, sequences: Sequence[Encoded], pad: int) -> Floats:
     """Logits (n, k), computed in batches of similar length."""
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
-    batches: list[list[int]] = []
-    for index in order:
-        if not batches or (len(batches[-1]) + 1) * len(sequences[index].ids) > _BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(index)
+    batches = similar_batches(sequences)
     found = np.concatenate([run_session(session, [sequences[i] for i in batch], pad) for batch in batches])
     logits = np.empty(found.shape, dtype=np.float64)
-    logits[order] = found
+    logits[[i for batch in batches for i in batch]] = found
     return logits

@@ -15,7 +15,6 @@ model.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +27,9 @@ from onnx import TensorProto, helper
 
 from rewardloop.formats.graphs.inputs import GraphInputs
 from rewardloop_trainer.export.graph import PARAMETERS
-from rewardloop_trainer.export.parity import open_session
+from rewardloop_trainer.export.parity import open_changed
 from rewardloop_trainer.export.weight_rounding import Floats, round_weights
-from rewardloop_trainer.export.weights import Graph, Weight, outside_of
+from rewardloop_trainer.export.weights import Graph, Weight
 
 MICROSOFT = "com.microsoft"
 _SMALLEST = 32  # a narrower layer costs too little time to matter
@@ -236,11 +235,7 @@ def _statistics(
     probed.graph.output.extend(
         helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in widths if n not in outputs
     )
-    # Written beside the graph, because that is where its external data are looked for.
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".probed-", suffix=".onnx") as file:
-        file.write(probed.SerializeToString())
-        file.flush()
-        session = open_session(Path(file.name), weights=outside_of(path), threads=1)
+    session = open_changed(probed, path, threads=1)
     correlated = _correlated(widths)
     found: dict[str, InputStatistics] = {}
     for feeds in calibration:
