@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -83,12 +84,14 @@ def _info(store: ModelStore, model: str, number: str) -> VersionInfo:
 
 
 def _evaluated(store: ModelStore, model: str, version: str, digest: str) -> Evaluation | None:
+    """Return what an evaluation found. If it cannot be read, that is said, and the version is shown without it."""
     from rewardloop.formats.storing.evaluated import EvaluatedError
 
     try:
         found = store.evaluated.read(model, version, digest)
     except EvaluatedError as error:
-        raise UsageError(str(error)) from error
+        print(f"rewardloop: {error}", file=sys.stderr)
+        return None
     if found is None:
         return None
     return Evaluation(datetime.fromtimestamp(found.time, UTC), found.against, found.figures, found.report_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 
 from rewardloop_policy.policy_text import Answer
@@ -16,15 +17,17 @@ class Callers:
 
     Args:
         metrics: Where steps that do not end are counted.
-
-    Attributes:
-        is_stuck: Whether a step does not end.
     """
 
     def __init__(self, metrics: ServerMetrics) -> None:
-        self.is_stuck = False
         self._metrics = metrics
         self._jobs: set[Job] = set()
+        self._has_ended: threading.Event | None = None  # of the last step that did not end in time
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a step does not end."""
+        return self._has_ended is not None and not self._has_ended.is_set()
 
     async def wait(self, job: Job) -> list[Answer]:
         """Return the answer to a request. Raises what it is refused with."""
@@ -38,9 +41,12 @@ class Callers:
         """Answer a request. For any thread."""
         _post(job, job.resolve, outcome)
 
-    def overran(self, version: str, culprits: Sequence[Job]) -> None:
-        """Turn all others away, because the step of these requests does not end. For any thread."""
-        _post(culprits[0], self._turn_away, version, culprits)
+    def overran(self, version: str, culprits: Sequence[Job], has_ended: threading.Event) -> None:
+        """Turn all others away until the step of these requests has ended. For any thread.
+
+        The step may end before the event loop hears of it. So the step itself says that it has ended, by the event.
+        """
+        _post(culprits[0], self._turn_away, version, culprits, has_ended)
 
     def lost(self, culprits: Sequence[Job]) -> None:
         """Fail these requests, because their step goes on although it was told to stop. For any thread.
@@ -50,18 +56,12 @@ class Callers:
         for job in culprits:
             self.answer(job, InternalError())
 
-    def recovered(self, job: Job) -> None:
-        """Note that the step of this request has ended, so that requests are taken again. For any thread."""
-        _post(job, self._recover)
-
-    def _turn_away(self, version: str, culprits: Sequence[Job]) -> None:
-        self.is_stuck = True
+    def _turn_away(self, version: str, culprits: Sequence[Job], has_ended: threading.Event) -> None:
         self._metrics.stuck("policy", version)
-        for job in self._jobs.difference(culprits):
-            job.resolve(stuck())
-
-    def _recover(self) -> None:
-        self.is_stuck = False
+        self._has_ended = has_ended
+        if self.is_stuck:
+            for job in self._jobs.difference(culprits):
+                job.resolve(stuck())
 
 
 def stuck() -> PolicyUnavailable:

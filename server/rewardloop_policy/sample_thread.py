@@ -195,7 +195,6 @@ class SampleThread:
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
         """Fail a request that was alone. Any others are under suspicion."""
-        self._callers.recovered(jobs[0])
         if len(jobs) == 1 and not self._running:
             self._refuse(jobs[0], error)
         else:
@@ -213,13 +212,16 @@ class SampleThread:
     @contextmanager
     def _watched(self, jobs: Sequence[Job], tokens: int) -> Iterator[None]:
         """Watch the block as a step of these jobs. Raises _Overrun at its end if it did not end in time."""
-        policy, stopped = jobs[0].policy, threading.Event()
+        policy, stopped, has_ended = jobs[0].policy, threading.Event(), threading.Event()
         version = policy.manifest.version
-        overran = partial(self._callers.overran, version, jobs)
+        overran = partial(self._callers.overran, version, jobs, has_ended)
         lost = partial(self._callers.lost, jobs)
         limit_s = self._bounds.run_s(policy.token_s * tokens)
-        with self._watch.over(Work("step", version, limit_s, stopped.set, overran, lost)):
-            yield
+        try:
+            with self._watch.over(Work("step", version, limit_s, stopped.set, overran, lost)):
+                yield
+        finally:
+            has_ended.set()
         if stopped.is_set():
             raise _Overrun("a step did not end in time")
 

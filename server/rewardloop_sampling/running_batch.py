@@ -66,7 +66,7 @@ class RunningBatch:
 
     @property
     def can_join(self) -> bool:
-        """Whether further requests may join now. With recurrent layers they may only before the first step."""
+        """Whether requests may join now. With recurrent layers they may only if none is in the batch."""
         return all(forward.can_join for forward in self._forwards())
 
     @torch.inference_mode()

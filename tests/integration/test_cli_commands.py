@@ -632,3 +632,16 @@ def test_what_cannot_be_read_of_a_store_hides_no_other_version(tmp_path: Path) -
     assert _run("models", "list", "reward", "--store", str(tmp_path)).exit_code == 0
     shown = _run("models", "show", "reward", "2", "--store", str(tmp_path))
     assert (shown.exit_code, len(shown.stderr.splitlines())) == (2, 1)
+
+
+def test_an_evaluation_that_cannot_be_read_hides_no_version(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    for _ in range(2):
+        store.publish(Manifest("reward"), lambda directory: None)
+    (tmp_path / "reward" / ".evaluated" / "1.json").mkdir(parents=True)
+    listed = _run("models", "list", "reward", "--store", str(tmp_path), "--json")
+    assert [(each["version"], each["evaluation"]) for each in json.loads(listed.stdout)] == [("2", None), ("1", None)]
+    assert listed.exit_code == 0
+    shown = _run("models", "show", "reward", "1", "--store", str(tmp_path))
+    assert shown.exit_code == 0
+    assert ".evaluated/1.json cannot be read" in shown.stderr

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from rewardloop_policy.sample_thread import Room
 from rewardloop_policy.speech import Speech
 from rewardloop_sampling.sampling import SampleRequest, Task
 from rewardloop_server.calls.errors import InternalError, NotLoadable, PolicyUnavailable
-from rewardloop_server.guard.watch import LostThread, RunBounds, Watch
+from rewardloop_server.guard.watch import LostThread, RunBounds, Watch, Work
 from rewardloop_server.observe.metrics import ServerMetrics
 
 SERVICE = "rewardloop.v1.PolicyService"
@@ -78,8 +79,20 @@ def ask(
     return asyncio.create_task(batcher.answer(policy or SlowPolicy(), request, None))
 
 
-async def run(check: Callable[[SampleBatcher, asyncio.Task[None], ServerMetrics], Any]) -> None:
-    metrics, watch = ServerMetrics(), Watch(BOUNDS.grace_s)
+class LateWatch(Watch):
+    """Notices that a step takes too long at the moment at which the step ends."""
+
+    @contextmanager
+    def over(self, work: Work) -> Iterator[None]:
+        with super().over(work):
+            yield
+        work.on_overrun()
+
+
+async def run(
+    check: Callable[[SampleBatcher, asyncio.Task[None], ServerMetrics], Any], watch: Watch | None = None
+) -> None:
+    metrics, watch = ServerMetrics(), watch or Watch(BOUNDS.grace_s)
     batcher = SampleBatcher(room=Room(8, 10**6), max_queue_rows=64, metrics=metrics, watch=watch, bounds=BOUNDS)
     watching = asyncio.create_task(watch.run())
     tasks = [watching, asyncio.create_task(batcher.run())]
@@ -126,6 +139,16 @@ async def test_prompt_that_takes_too_long_to_read_fails_alone_and_what_is_sample
         assert not watching.done()
 
     await run(check)
+
+
+async def test_step_that_ends_while_it_is_told_to_stop_leaves_the_worker_ready() -> None:
+    async def check(batcher: SampleBatcher, watching: asyncio.Task[None], metrics: ServerMetrics) -> None:
+        assert (await ask(batcher, 0))[0].text == "yes"
+        await asyncio.sleep(0.1)
+        assert batcher.is_ready
+        assert (await ask(batcher, 0))[0].text == "yes"
+
+    await run(check, LateWatch())
 
 
 async def test_step_that_goes_on_fails_its_requests_and_ends_the_process() -> None:

@@ -34,8 +34,10 @@ log = structlog.get_logger()
 
 # A process that ends is started again after this pause, which doubles until a process has lived for `_STEADY_S`.
 _PAUSE_S, _MOST_PAUSE_S, _STEADY_S = 0.1, 10.0, 10.0
-# A process that is ready and has said nothing for so long hangs. One that lives says each second that it does.
-_SILENT_S = 30.0
+# A process that is ready and has said nothing for so long hangs. One that lives says each second that it does. This
+# process may have stood still itself, with all others, under SIGSTOP or on a paused machine. So the silence is counted
+# in waits of `_WAIT_S`, and such a pause counts as one of them.
+_SILENT_S, _WAIT_S = 30.0, 5.0
 # The longest path of a Unix socket has 107 bytes.
 _LONGEST_FOLDER = 80
 
@@ -132,13 +134,19 @@ class Child:
     async def _ended(self, process: asyncio.subprocess.Process) -> int:
         """Return the exit status of the process, which is killed if its event loop no longer turns."""
         assert process.stdout is not None
-        try:
-            while True:
-                async with asyncio.timeout(_SILENT_S):
-                    if not await process.stdout.readline():
-                        break
-        except TimeoutError:
-            log.critical("a process hangs, so it is killed", process=self._order.name, silent_s=_SILENT_S)
+        silent_s = 0.0
+        while silent_s < _SILENT_S:
+            try:
+                async with asyncio.timeout(_WAIT_S):
+                    said = await process.stdout.readline()
+            except TimeoutError:
+                silent_s += _WAIT_S
+            else:
+                if not said:
+                    return await process.wait()
+                silent_s = 0.0
+        log.critical("a process hangs, so it is killed", process=self._order.name, silent_s=_SILENT_S)
+        with suppress(ProcessLookupError):  # it has just ended
             process.kill()
         return await process.wait()
 

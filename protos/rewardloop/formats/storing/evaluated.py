@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+MOST_BYTES = 2**20
 _FOLDER = ".evaluated"
+_LATEST_S = 253_402_300_799.0  # the end of the year 9999, which is as late as timestamps reach
 
 
 class EvaluatedError(Exception):
@@ -39,14 +41,20 @@ class Evaluated:
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
-        """Read what `ModelStore` keeps. Raises ValueError and TypeError if it is something else."""
+        """Read what `ModelStore` keeps. Raises ValueError, TypeError, OverflowError and RecursionError otherwise."""
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES:,} bytes")
         found = cls(**json.loads(text))
         if not isinstance(found.figures, dict) or not all(
             isinstance(value, int | float) and math.isfinite(value) for value in (found.time, *found.figures.values())
         ):
             raise ValueError("figures are finite numbers")
-        if not all(isinstance(text, str) for text in (found.digest, found.against, found.report_id, *found.figures)):
+        if not 0 <= found.time <= _LATEST_S:
+            raise ValueError("the time is no time")
+        names = (found.digest, found.against, found.report_id, *found.figures)
+        if not all(isinstance(name, str) for name in names):
             raise ValueError("names are texts")
+        "".join(names).encode()  # raises ValueError for a surrogate, which no message can hold
         return found
 
 
@@ -65,8 +73,10 @@ class EvaluatedVersions:
         """Keep what was found, in the place of what was found before. Raises EvaluatedError."""
         path = self._path(model, version)
         try:
+            data = json.dumps(asdict(found), sort_keys=True, allow_nan=False).encode()
+            Evaluated.from_json(data)
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self._fs.pipe_file(path, json.dumps(asdict(found), sort_keys=True, allow_nan=False).encode())
+            self._fs.pipe_file(path, data)
         except Exception as error:  # each file system has exceptions of its own
             raise EvaluatedError(f"{path} cannot be written: {error}") from error
 
@@ -78,8 +88,8 @@ class EvaluatedVersions:
         """
         path = self._path(model, version)
         try:
-            found = Evaluated.from_json(self._fs.cat_file(path))
-        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+            found = Evaluated.from_json(self._fs.cat_file(path, 0, MOST_BYTES + 1))
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, OverflowError, RecursionError):
             return None
         except Exception as error:  # as above
             raise EvaluatedError(f"{path} cannot be read: {error}") from error
