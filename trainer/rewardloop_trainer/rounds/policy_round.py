@@ -94,8 +94,8 @@ class PolicyRound(ModelRound):
             raise Refused(Reason("no_data", "the store has no policy to start from: export one"))
         if self._settings.policy.gate.judged_by == "live" or self._watch.awaits_person():
             self._refuse_when(self._watch.halt())
-        now = self._current.state
-        spent = used_up(self._store, self._anchor, str(now.parent), self._settings.policy.gate.max_anchor_kl)
+        start, most_kl = str(self._chosen_start.version), self._settings.policy.gate.max_anchor_kl
+        spent = used_up(self._store, self._anchor, start, most_kl)
         if spent is not None:
             raise Refused(spent)
         self._judge_scorer  # noqa: B018 - a round that nobody can judge is refused before it trains
