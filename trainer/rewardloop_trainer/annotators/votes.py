@@ -175,7 +175,7 @@ def grades_of(records: Iterable[Record]) -> Grades:
             record.label,
         )
         for record in records
-        if isinstance(record, Labelled) and record.annotator
+        if isinstance(record, Labelled) and record.annotator and record.source == "human"
     ]
     return Grades(
         np.asarray([person for person, _, _ in rows], dtype=np.int64),
