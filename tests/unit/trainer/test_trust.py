@@ -196,7 +196,7 @@ def test_a_changed_mind_is_one_signal_in_the_estimates_the_loss_and_the_gate() -
 
 def test_the_better_response_and_the_more_harmless_one_are_two_questions() -> None:
     """Everybody judges each pair by both aspects, and calls the better response the less harmless one."""
-    events = []
+    events: list[feedback_pb2.FeedbackEvent] = []
     for aspect, chosen in (("", 0), ("harmless", 1)):
         for i in range(60):
             event = choice(len(events), f"p{i % 3}", i // 3, chosen)
