@@ -74,3 +74,25 @@ def test_a_fresh_start_learns_all_signals_from_the_base_and_meets_the_live_versi
     for settings in (never, online):
         setting.settings = settings
         assert setting.round()._start.version == "2"
+
+
+@pytest.mark.learning
+def test_a_fresh_start_needs_nothing_of_the_budget_that_the_live_version_used_up(
+    tmp_path: Path, redis_url: str
+) -> None:
+    setting = Setting(tmp_path, redis_url, algorithm="dpo")
+    assert setting.round().run() == "promoted", setting.current.state
+    spent = {**_OPEN, "max_anchor_kl": setting.store.manifest("policy", 2).metrics["gate_anchor_kl"]}
+    gate = setting.settings.policy.gate.model_copy(update=spent)
+    policy = setting.settings.policy.model_copy(update={"gate": gate})
+    setting.settings = setting.settings.model_copy(update={"policy": policy})
+
+    reports = tmp_path / "work" / "reports"
+    later_round(setting, 2, 29)
+    assert setting.round().run() == "refused"
+    assert not (reports / "policy-2").exists()  # nothing was trained
+
+    later_round(setting, 3, 31)
+    assert setting.round()._start.version == "1"
+    setting.round().run()
+    assert (reports / "policy-3").exists()

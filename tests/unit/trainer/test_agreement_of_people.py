@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,7 +67,9 @@ def test_grades_of_named_people_agree_with_others_and_with_themselves() -> None:
         return Labelled(prompt, response, label, annotator=person)
 
     said = [grade("a", "x", 0.0), grade("b", "x", 0.25), grade("a", "y", 1.0), grade("b", "y", 0.75)]
-    found = grades_of([*said, grade("", "x", 1.0), grade("a", "y", 0.0), grade("b", "y", 0.75)])
+    earlier = [grade("a", "y", 0.0), grade("b", "y", 0.75)]  # the last grade of each person counts
+    judge = replace(grade("judge", "x", 1.0), source="llm_judge")
+    found = grades_of([*earlier, *said, judge, grade("", "x", 1.0)])
     alone = grades_of(said)
     assert (len(found), len(alone)) == (6, 4)
     assert agreement_of_grades(found).alpha == agreement_of_grades(alone).alpha == pytest.approx(1 - 0.125 / (5 / 6))

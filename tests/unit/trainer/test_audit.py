@@ -198,7 +198,7 @@ def test_agreement_is_known_for_thumbs_and_ratings_too() -> None:
     again = graded("rating", {("a", 1): 2.0, ("a", 2): 5.0})
     for event in again:
         event.event_id += " again"
-    audit = audit_of([*crowd(1), *graded("thumb", thumbs), *graded("rating", ratings), *again])
+    audit = audit_of([*crowd(1), *graded("thumb", thumbs), *again, *graded("rating", ratings)])
     kinds = {each.name: each for each in audit.kinds}
     assert set(kinds) == {"comparison", "thumb", "rating"}
     assert kinds["rating"].agreement.alpha == pytest.approx(1, abs=0.02)

@@ -8,7 +8,7 @@ import pytest
 
 from rewardloop.formats.manifest import DataRange, Manifest
 from rewardloop.formats.store_errors import VersionNotFound
-from rewardloop_trainer.rounds.fresh_start import FRESH_SIGNALS, choose_start
+from rewardloop_trainer.rounds.fresh_start import FRESH_SIGNALS, choose_start, learned_from_own_answers
 
 
 @dataclass
@@ -69,3 +69,19 @@ def test_passes_over_a_signal_are_bounded_however_many_rounds_there_are() -> Non
         if signals >= growth * learned:
             learned, passes = signals, passes + signals
     assert passes / 1_000_000 <= growth / (growth - 1)
+
+
+def test_what_a_policy_learned_from_its_own_answers_is_known_until_a_start_from_the_base() -> None:
+    def made(parent: str, method: str, **notes: str) -> Manifest:
+        return Manifest("policy", parent=parent, notes={"method": method, **notes})
+
+    store = Versions(
+        {
+            "1": BASE,
+            "2": made("1", "dpo-sigmoid", start="60 signals"),
+            "3": made("2", "grpo"),
+            "4": made("3", "dpo-sigmoid"),
+            "5": made("4", "kto", start="90 signals"),
+        }
+    )
+    assert [learned_from_own_answers(store, "policy", version) for version in "12345"] == [None, None, "3", "3", None]

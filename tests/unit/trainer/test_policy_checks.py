@@ -78,6 +78,21 @@ def test_too_small_a_suite_does_not_pass(tmp_path: Path) -> None:
     assert "needs 5 more" in check.text
 
 
+def test_live_answers_of_which_the_rater_says_nothing_prove_nothing(tmp_path: Path) -> None:
+    """Of the live answers to all prompts but two the rater cannot say anything; on those two nothing has changed."""
+
+    def rate(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+        return [None if "poison" in text else 0.0 for text in texts]
+
+    unrated = [f"prompt {i}." for i in range(2, 20)]
+    wanted = settings(safety=0.1, suites=[str(suite(tmp_path / "s.jsonl", ["en"], 20))])
+    assessors = Assessors(rater=NamedRater("odd", rate))
+    checks = check_policy(policies(Scripted(), Scripted(unrated)), [], wanted, assessors)
+    assert [check.passed for check in checks] == [False]
+    assert "have 2" in checks[0].text
+    assert all(each.passed for each in check_policy(policies(Scripted(), Scripted()), [], wanted, assessors))
+
+
 def test_an_attack_that_worked_before_refuses_a_policy_to_which_it_works_again(tmp_path: Path) -> None:
     regression = suite(tmp_path / "attacks.jsonl", ["en"], 20)
     wanted = settings(red_team=0.0, regression=regression)

@@ -11,7 +11,7 @@ from rewardloop.formats.text import Turn
 from rewardloop_trainer.judging.asked_chat import AskedChat, Patience
 from rewardloop_trainer.judging.chat import Reply, Request
 from rewardloop_trainer.judging.judge import BudgetSpent, JudgeAway, JudgeRefused, Stopped
-from rewardloop_trainer.judging.replies import Budget, Replies, Spent, UnusableWork, WorkFile, WorkInUse
+from rewardloop_trainer.judging.replies import Budget, Replies, Spent, UnusableWork, WorkFile, WorkInUse, forget_replies
 
 DAY = 86_400.0
 PATIENT = Patience(attempts=3, first_pause_s=0.0, longest_pause_s=0.01)
@@ -144,3 +144,16 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "work.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(UnusableWork, match="cannot be read"):
         WorkFile(tmp_path)
+
+
+def test_replies_are_forgotten_while_the_file_is_open_and_what_was_spent_is_not(tmp_path: Path) -> None:
+    work = WorkFile(tmp_path)
+    chat, replies = asked(work, Model())
+    chat.complete(request("a secret"))
+    spent = replies.spent()
+    assert forget_replies(tmp_path) == 1
+    assert replies.spent() == spent
+    assert not any(b"secret" in path.read_bytes() for path in tmp_path.iterdir())
+    chat.complete(request("a secret"))
+    assert replies.spent().calls == spent.calls + 1
+    work.close()

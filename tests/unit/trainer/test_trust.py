@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,6 +192,37 @@ def test_a_changed_mind_is_one_signal_in_the_estimates_the_loss_and_the_gate() -
     assert shares[0].mean == pytest.approx(shares[1].mean)
     assert shares[0].error == pytest.approx(shares[1].error)
     assert gate.prompts == pytest.approx(usual_gate.prompts)
+
+
+def test_the_better_response_and_the_more_harmless_one_are_two_questions() -> None:
+    """Everybody judges each pair by both aspects, and calls the better response the less harmless one."""
+    events: list[feedback_pb2.FeedbackEvent] = []
+    for aspect, chosen in (("", 0), ("harmless", 1)):
+        for i in range(60):
+            event = choice(len(events), f"p{i % 3}", i // 3, chosen)
+            event.aspect = aspect
+            events.append(event)
+    with CrowdFile(None) as file:
+        file.add(events)
+        crowd = know_crowd(file.votes(), file.gestures())
+    assert crowd.trust.signals == {}
+    assert crowd.consistency.repeats == 0
+    assert (crowd.agreement.items, crowd.agreement.votes) == (40, 120)
+
+
+def test_a_file_of_an_older_release_is_read_from_the_ledger_again(tmp_path: Path) -> None:
+    path, ledger = tmp_path / "annotators.sqlite", Ledger(tmp_path / "ledger")
+    ledger.append([Recorded(f"{i}-1", choice(i, "p", i, 0)) for i in range(1, 4)])
+    with CrowdFile(path) as file:
+        file.take_in(ledger)
+    with closing(sqlite3.connect(path)) as made:
+        made.execute("PRAGMA user_version = 1")
+    with CrowdFile(path) as file:
+        assert file.through == ""
+        assert file.take_in(ledger) == 3
+    with CrowdFile(path) as file:
+        assert len(file.gestures()) == 3
+    assert not path.with_suffix(".damaged").exists()
 
 
 def test_signals_that_name_nobody_are_all_heard() -> None:

@@ -127,9 +127,9 @@ def agreement_of(votes: Votes, classes: int = 3, resamples: int = _RESAMPLES) ->
 
 
 def agreement_of_grades(grades: Grades, resamples: int = _RESAMPLES) -> Agreement:
-    """Return alpha of the grades, on their scale. Of a person's grades of one item the first one counts."""
-    _, first = np.unique(np.stack([grades.person, grades.item]), axis=1, return_index=True)
-    return krippendorff_interval(grades.item[first], grades.value[first], resamples)
+    """Return alpha of the grades, on their scale. Of a person's grades of one item the last one counts."""
+    last = grades.is_last
+    return krippendorff_interval(grades.item[last], grades.value[last], resamples)
 
 
 def agreement_by(votes: Votes, names: Callable[[int], Iterable[str]], least: int = 1) -> dict[str, Agreement]:

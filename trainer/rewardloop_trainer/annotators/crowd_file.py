@@ -18,7 +18,7 @@ import numpy as np
 
 from rewardloop.formats.signals import person_of, signal_key
 from rewardloop.v1 import feedback_pb2
-from rewardloop_trainer.annotators.gestures import Gesture, gesture_of, short
+from rewardloop_trainer.annotators.gestures import Gesture, aspect_asked, gesture_of, short
 from rewardloop_trainer.annotators.votes import Floats, Votes, make_votes, votes_of
 from rewardloop_trainer.archive.ledger import Ledger, order
 from rewardloop_trainer.archive.ledger_columns import Recorded
@@ -26,9 +26,12 @@ from rewardloop_trainer.data.pools.database import is_damage, put_aside
 from rewardloop_trainer.data.preferences import from_event
 
 CROWD = "annotators.sqlite"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _STEP_ROWS = 20_000
 _TABLES = """
+DROP TABLE IF EXISTS fact;
+DROP TABLE IF EXISTS signal;
+DROP TABLE IF EXISTS vote;
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 -- Each signal that is kept; the columns are those of `Gesture`. `margin` is what a model that did not learn from the
 -- person says of its pair, as log odds of a vote for the winner.
@@ -39,7 +42,8 @@ CREATE TABLE signal (
     loses BLOB NOT NULL, slices TEXT NOT NULL, guideline TEXT NOT NULL, kind TEXT NOT NULL, margin REAL
 );
 CREATE INDEX signal_by_person ON signal (person);
--- The votes in it: the prompt's hash and those of the two responses, and which of them is better.
+-- The votes in it: the hash of the prompt and of the aspect that was judged, those of the two responses, and which of
+-- them is better.
 CREATE TABLE vote (
     signal INTEGER NOT NULL, prompt INTEGER NOT NULL, first INTEGER NOT NULL, second INTEGER NOT NULL,
     choice INTEGER NOT NULL, weight REAL NOT NULL
@@ -217,7 +221,7 @@ class CrowdFile:
         votes, _ = votes_of(from_event(event))
         for item, choice, weight in zip(votes.item.tolist(), votes.choice.tolist(), votes.weight.tolist(), strict=True):
             prompt, one, other = votes.items[item]
-            asked = short(f"{turn.role}\x1e{turn.content}" for turn in prompt)
+            asked = short((*aspect_asked(event), *(f"{turn.role}\x1e{turn.content}" for turn in prompt)))
             row = (signal, asked, short((one,)), short((other,)), choice, weight)
             self._connection.execute("INSERT INTO vote VALUES (?, ?, ?, ?, ?, ?)", row)
 
@@ -232,9 +236,9 @@ class CrowdFile:
     def _open(path: Path | None) -> sqlite3.Connection:
         connection = sqlite3.connect(str(path or ":memory:"), isolation_level=None, timeout=30.0)
         made = connection.execute("PRAGMA user_version").fetchone()[0]
-        if made == 0:
+        if made < _FORMAT_VERSION:  # also an older release's, which is read from the ledger again
             connection.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version = {_FORMAT_VERSION};COMMIT;")
-        elif made != _FORMAT_VERSION:
+        elif made > _FORMAT_VERSION:
             connection.close()
             raise sqlite3.DatabaseError(f"{path}: format {made} is another one")
         return connection

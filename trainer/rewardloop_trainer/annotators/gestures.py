@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from rewardloop.formats.signals import judged_alone, person_of, signal_key
+from rewardloop.formats.mixing.names import REWARD
+from rewardloop.formats.signals import aspect_of, judged_alone, person_of, signal_key
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.data.preferences import Labelled, Pair, RankedList, Record, TiedPair, from_event, pairs_of
 
@@ -30,8 +31,8 @@ class Gesture:
         longer_won: Whether the longer response won; None if no two of different length were compared.
         button: What was pressed, if the signal is a thumb, a rating or a tie; else "".
         characters: Characters of the responses that were judged.
-        content: A hash of what was asked and what was said.
-        question: A hash of what was asked.
+        content: A hash of what was asked, about which aspect, and what was said.
+        question: A hash of what was asked, about which aspect.
         wins: Hashes of words in the winning response alone.
         loses: Hashes of words in the losing response alone.
     """
@@ -66,6 +67,7 @@ def gesture_of(event: feedback_pb2.FeedbackEvent) -> Gesture:
             longer_won = len(pair.chosen) > len(pair.rejected)
         wins, loses = words_apart(pair.chosen, pair.rejected)
     asked, said = _texts(records)
+    about = (*aspect_asked(event), *asked)
     return Gesture(
         signal_key(event),
         person_of(event),
@@ -77,11 +79,20 @@ def gesture_of(event: feedback_pb2.FeedbackEvent) -> Gesture:
         longer_won,
         _button(event),
         sum(len(text) for text in said),
-        short((str(event.WhichOneof("signal")), *asked, *said, _button(event))),
-        short((*asked, *sorted(said))),
+        short((str(event.WhichOneof("signal")), *about, *said, _button(event))),
+        short((*about, *sorted(said))),
         wins,
         loses,
     )
+
+
+def aspect_asked(event: feedback_pb2.FeedbackEvent) -> tuple[str, ...]:
+    """Return what the hash of a question says of the aspect that was judged: nothing for that of `REWARD`.
+
+    The better one of two responses may be the less harmless one, so that one person says both without thinking again.
+    """
+    aspect = aspect_of(event)
+    return () if aspect == REWARD else (f"aspect\x1e{aspect}",)
 
 
 def words_apart(one: str, other: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

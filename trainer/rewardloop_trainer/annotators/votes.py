@@ -78,11 +78,7 @@ class Votes:
     @property
     def is_last(self) -> npt.NDArray[np.bool_]:
         """(n,), whether a vote is its person's last one on its item: who is asked again may have changed their mind."""
-        places = np.stack([self.person, self.item])[:, ::-1]
-        _, last = np.unique(places, axis=1, return_index=True)
-        found = np.zeros(len(self), dtype=bool)
-        found[len(self) - 1 - last] = True
-        return found
+        return _is_last(self.person, self.item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +97,18 @@ class Grades:
 
     def __len__(self) -> int:
         return len(self.value)
+
+    @property
+    def is_last(self) -> npt.NDArray[np.bool_]:
+        """(n,), as of `Votes`."""
+        return _is_last(self.person, self.item)
+
+
+def _is_last(person: Ints, item: Ints) -> npt.NDArray[np.bool_]:
+    _, last = np.unique(np.stack([person, item])[:, ::-1], axis=1, return_index=True)
+    found = np.zeros(len(item), dtype=bool)
+    found[len(item) - 1 - last] = True
+    return found
 
 
 def make_votes(
@@ -167,7 +175,7 @@ def grades_of(records: Iterable[Record]) -> Grades:
             record.label,
         )
         for record in records
-        if isinstance(record, Labelled) and record.annotator
+        if isinstance(record, Labelled) and record.annotator and record.source == "human"
     ]
     return Grades(
         np.asarray([person for person, _, _ in rows], dtype=np.int64),

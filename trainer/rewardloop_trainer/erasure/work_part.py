@@ -1,4 +1,4 @@
-"""Erases signals from the trainer's work directory: pools, the crowd, trust, anchors, and reports with examples."""
+"""Erases signals from the trainer's work directory: pools, the crowd, trust, anchors, replies, and reports."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import structlog
 from rewardloop.formats.erasing.erasures import Erasures
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.annotators.crowd_file import CROWD, CrowdFile
-from rewardloop_trainer.data.pools.database import forget_signals
+from rewardloop_trainer.data.pools.database import forget_signals, is_damage
 from rewardloop_trainer.data.replay import POOLS
 from rewardloop_trainer.data.weights.trust import TRUST, Trust
+from rewardloop_trainer.judging.replies import WORK, forget_replies
 from rewardloop_trainer.learning.write_whole import write_whole_file
 
 log = structlog.get_logger()
@@ -112,23 +113,36 @@ class WorkFiles:
                 gone["crowd"] = file.forget(is_gone)
         for path in sorted(self._directory.rglob(TRUST)):
             gone["trust"] += _erase_trust(path, erasures, is_gone_key)
+        gone["replies"] = self._forget_replies()
         gone["files"] = self._delete_leftovers()
         return gone
 
+    def _forget_replies(self) -> int:
+        """Delete what chat models said in checks, which may quote texts, and keep what was spent of a day."""
+        gone = 0
+        for path in (self._directory / "checks").glob(f"*/{WORK}"):
+            try:
+                gone += forget_replies(path.parent)
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                shutil.rmtree(path.parent)
+                gone += 1
+        return gone
+
     def _delete_leftovers(self) -> int:
-        """Delete what may hold texts and is not needed: damaged databases, reports, replies, unfinished files."""
+        """Delete what may hold texts and is not needed: damaged databases, reports, unfinished files."""
         old = time.time() - _STALE_S
         writing = [path for path in self._directory.rglob("trust.writing") if path.stat().st_mtime < old]
         damaged = [path for name in (POOLS, CROWD) for path in self._directory.glob(f"{Path(name).stem}.damaged")]
         anchors = list(self._directory.glob(".anchors-*"))
         reports = list((self._directory / "reports").glob("*/checks*"))
-        replies = list((self._directory / "checks").glob("*"))  # of chat models, which may quote what they judged
-        for path in (*writing, *damaged, *anchors, *reports, *replies):
+        for path in (*writing, *damaged, *anchors, *reports):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        return len(writing) + len(damaged) + len(anchors) + len(reports) + len(replies)
+        return len(writing) + len(damaged) + len(anchors) + len(reports)
 
 
 def is_busy(error: sqlite3.Error) -> bool:

@@ -13,13 +13,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rewardloop_trainer.judging.chat import Reply, Request
 from rewardloop_trainer.judging.judge import BudgetSpent
 
+WORK = "work.sqlite"
 FORMAT_VERSION = 1
 _TABLES = """
 -- Each reply by the digest of the model's name and its request.
@@ -76,7 +77,7 @@ class WorkFile:
         directory.mkdir(parents=True, exist_ok=True)
         self._held = os.open(directory / "work.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.lock = threading.RLock()
-        path = directory / "work.sqlite"
+        path = directory / WORK
         try:
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -108,6 +109,26 @@ class WorkFile:
             self.connection.execute("INSERT OR IGNORE INTO fact VALUES (?, ?)", (name, value))
             kept = self.connection.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()[0]
         return bool(kept == value)
+
+
+def forget_replies(directory: Path) -> int:
+    """Delete the replies that a directory keeps, so that no page of the file holds them. What was spent stays.
+
+    Another thread may have the file open.
+
+    Returns:
+        How many replies are gone.
+
+    Raises:
+        sqlite3.DatabaseError: If the file is damaged; as sqlite3.OperationalError if it is in use for long.
+    """
+    with closing(sqlite3.connect(directory / WORK, isolation_level=None, timeout=30.0)) as connection:
+        gone = connection.execute("DELETE FROM reply").rowcount
+        connection.execute("VACUUM")  # pages that were freed keep what they held
+        (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if is_busy:
+            raise sqlite3.OperationalError(f"{directory / WORK} is locked")
+    return gone
 
 
 class Replies:

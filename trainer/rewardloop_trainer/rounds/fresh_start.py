@@ -12,10 +12,13 @@ from dataclasses import dataclass
 
 from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import Manifest, ModelStore
-from rewardloop_trainer.rounds.line import first_of_line
+from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS
+from rewardloop_trainer.rounds.line import first_of_line, line_of
 
 # In a manifest's notes: the signals of the last round that started from the base.
 FRESH_SIGNALS = "fresh_signals"
+# In a manifest's notes: why its own round started from the base.
+_START = "start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,20 @@ def _signals_of_last_fresh(manifest: Manifest) -> int:
 
 def note_start(chosen: StartChoice, signals: int) -> dict[str, str]:
     """Return what a manifest says of a start, if it was a fresh one with so many signals in the ledger."""
-    return {FRESH_SIGNALS: str(signals), "start": chosen.reason} if chosen.is_fresh else {}
+    return {FRESH_SIGNALS: str(signals), _START: chosen.reason} if chosen.is_fresh else {}
+
+
+def learned_from_own_answers(store: ModelStore, model: str, version: str) -> str | None:
+    """Return the last version of a line, since its last start from the base, that an online algorithm made.
+
+    What such a version learned is in no signal, so that a start from the base would lose it.
+    """
+    for manifest in line_of(store, model, version):
+        if manifest.notes.get("method") in ONLINE_ALGORITHMS:
+            return manifest.version
+        if _START in manifest.notes:
+            return None
+    return None
 
 
 def untrained_version(store: ModelStore, model: str, version: str | None) -> str | None:

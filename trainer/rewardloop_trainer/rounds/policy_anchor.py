@@ -58,15 +58,15 @@ def reference_of(store: ModelStore, anchor: str, start: str) -> Reference | None
     return Reference(anchor, policy.digest, policy.load)
 
 
-def used_up(store: ModelStore, anchor: str, parent: str, most_kl: float) -> Reason | None:
-    """Return why nothing can be trained from ``parent``: its own gate found it at the end of the budget; else None."""
-    manifest = store.manifest("policy", parent)
+def used_up(store: ModelStore, anchor: str, start: str, most_kl: float) -> Reason | None:
+    """Return why nothing can be trained from ``start``: its own gate found it at the end of the budget; else None."""
+    manifest = store.manifest("policy", start)
     kl = manifest.metrics.get("gate_anchor_kl", 0.0)
     if manifest.notes.get(ANCHOR_NOTE) != anchor or kl < most_kl:
         return None
     return Reason(
         "anchor",
-        f"the live policy, {parent}, is too far from the anchor policy, {anchor}: KL {kl:.1f} nats a response, of "
+        f"the live policy, {start}, is too far from the anchor policy, {anchor}: KL {kl:.1f} nats a response, of "
         f"{most_kl:g}; the budget of all rounds since then is used up; --policy.gate.anchor N begins a new one from "
-        f"version N: compare the two, and name {parent} if it is good",
+        f"version N: compare the two, and name {start} if it is good",
     )

@@ -46,7 +46,13 @@ from rewardloop_trainer.policy.rewards import Reward, floored_parts, score_group
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
 from rewardloop_trainer.reward.start import NothingToTrain
-from rewardloop_trainer.rounds.fresh_start import FRESH_SIGNALS, StartChoice, choose_start, note_start
+from rewardloop_trainer.rounds.fresh_start import (
+    FRESH_SIGNALS,
+    StartChoice,
+    choose_start,
+    learned_from_own_answers,
+    note_start,
+)
 from rewardloop_trainer.rounds.judges.earlier_judge import earlier_judge
 from rewardloop_trainer.rounds.judges.own_judge import own_judge
 from rewardloop_trainer.rounds.live_pointer import live_version
@@ -94,8 +100,8 @@ class PolicyRound(ModelRound):
             raise Refused(Reason("no_data", "the store has no policy to start from: export one"))
         if self._settings.policy.gate.judged_by == "live" or self._watch.awaits_person():
             self._refuse_when(self._watch.halt())
-        now = self._current.state
-        spent = used_up(self._store, self._anchor, str(now.parent), self._settings.policy.gate.max_anchor_kl)
+        start, most_kl = str(self._chosen_start.version), self._settings.policy.gate.max_anchor_kl
+        spent = used_up(self._store, self._anchor, start, most_kl)
         if spent is not None:
             raise Refused(spent)
         self._judge_scorer  # noqa: B018 - a round that nobody can judge is refused before it trains
@@ -392,7 +398,7 @@ class PolicyRound(ModelRound):
 
     @cached_property
     def _chosen_start(self) -> StartChoice:
-        """Where the round starts. An algorithm that learns from the policy's own answers goes on from the live one."""
+        """Where the round starts: from the live version, if it or this round learns from the policy's own answers."""
         now, settings = self._current.state, self._settings
         learns_signals = settings.policy.algorithm not in ONLINE_ALGORITHMS
         growth = settings.policy_fresh_growth if learns_signals else 0.0
@@ -400,6 +406,8 @@ class PolicyRound(ModelRound):
         base, live = (self._store.manifest(self.model, str(each)) for each in (chosen.version, now.parent))
         if not has_same_tokens(base, live):
             return StartChoice(now.parent, False, f"policy {chosen.version} has other tokens than the live one")
+        if chosen.is_fresh and (own := learned_from_own_answers(self._store, self.model, str(now.parent))) is not None:
+            return StartChoice(now.parent, False, f"policy {own} learned from its own answers, which are no signals")
         return chosen
 
 

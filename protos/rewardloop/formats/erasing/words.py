@@ -16,6 +16,7 @@ _PLACES: Mapping[str, str] = {
     "ledger": "in the ledger",
     "people": "among the people and mutes of the console",
     "pools": "in the pools of training",
+    "replies": "replies of chat models in checks",
     "reports": "published reports",
     "stream": "in the stream of signals",
     "trust": "in files of what people weigh",

@@ -248,8 +248,12 @@ def _safety_checks(suite: str, ours: SuiteResult, theirs: SuiteResult, settings:
     if ours.unrated:
         text = f"the rater could not say anything of {ours.unrated} of {len(ours.prompts)} prompts"
         return [Check("safety", suite, False, text, Measured(np.nan, np.nan, np.nan), -np.inf)]
+    known = np.flatnonzero(np.isfinite(theirs.failed))  # the rater may not be able to say anything of the live answers
+    if len(known) < settings.least:
+        return [too_few("safety", suite, len(known), settings.least)]
     checks = []
-    for name, places in {_WHOLE: np.arange(len(ours.prompts)), **parts_to_judge(ours.parts, settings.least)}.items():
+    parts = {name: np.intersect1d(places, known) for name, places in ours.parts.items()}
+    for name, places in {_WHOLE: known, **parts_to_judge(parts, settings.least)}.items():
         rise = ours.increase(theirs, places)
         change = ClusteredMean(-rise.mean, rise.error, rise.clusters)
         here = {ours.prompts[i].id for i in places}

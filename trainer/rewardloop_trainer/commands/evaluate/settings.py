@@ -148,6 +148,9 @@ class EvaluateSettings(ProcessSettings):
             raise ValueError("red_team needs suites: attacks are made of those of their prompts that must be refused")
         if self.paraphrase.is_named and not self.red_team:
             raise ValueError("paraphrase writes attacks in other words: it needs red_team")
+        of_rewards = [name for name in ("most_overfit", "most_over_optimisation") if getattr(self, name) is not None]
+        if of_rewards and self.model == POLICY:
+            raise ValueError(f"{', '.join(of_rewards)}: a threshold of reward models, and not of a policy")
         if self.most_overfit is not None and not (self.train or self.work_dir):
             raise ValueError("most_overfit needs training signals: train, or those of work_dir")
         if self.most_over_optimisation is not None and not (self.answers and self.judges):
@@ -159,7 +162,7 @@ class EvaluateSettings(ProcessSettings):
             "task_margin": self.tasks,
             "safety_margin": self.suites,
             "least_win_rate": self.judges or self.judge.is_named,
-            "least_judged_win_rate": self.judge.is_named,
+            "least_judged_win_rate": self.model == POLICY and self.judge.is_named,
             "refusal_margin": self.model == POLICY,
         }
         for name, what in margins.items():
