@@ -96,6 +96,9 @@ def world(start: Any) -> World:
     store = ModelStore(found.plan.store)
     publish_sum_version(store)
     publish_sum_version(store)
+    for name in ("reward/.pruned/7/manifest.json", "reward/.evaluated/2.json", ".reports/a/about.json"):
+        (found.plan.store / name).parent.mkdir(parents=True)
+        (found.plan.store / name).write_text("{}")
     state = TrainerState("trainer-1", {"reward": ModelState(learned_through="1-0", rounds=1)})
     found.plan.trainer_work.mkdir()
     StateFile(found.plan.trainer_work).write(state)
@@ -127,7 +130,11 @@ def _restore(source: Path, data: Path, *args: str) -> int:
 def test_after_everything_is_lost_a_restore_has_each_signal_once(
     world: World, start: Any, tmp_path: Path, name: str, is_running: bool
 ) -> None:
-    before = {path.name: path.read_bytes() for path in world.plan.store.rglob("*") if path.is_file()}
+    before = {
+        str(path.relative_to(world.plan.store)): path.read_bytes()
+        for path in world.plan.store.rglob("*")
+        if path.is_file()
+    }
     if not is_running:
         world.redis_server.stop()
     assert _back_up(world, tmp_path / name) == 0
@@ -136,7 +143,8 @@ def test_after_everything_is_lost_a_restore_has_each_signal_once(
 
     assert _restore(tmp_path / name, tmp_path / "restored") == 0
     restored: World = start("restored")
-    assert {path.name: path.read_bytes() for path in restored.plan.store.rglob("*") if path.is_file()} == before
+    store = restored.plan.store
+    assert {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
     ModelStore(restored.plan.store).fetch("reward", 2)
     assert json.loads(restored.client.hget(keys.ACTIVE, "reward"))["version"] == "2"
     assert restored.client.get(keys.TRAINER_LOCK) is None

@@ -15,12 +15,15 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 import fsspec
 
 from rewardloop.formats.store import PRUNED
+from rewardloop.formats.storing import evaluated, report_shelf
 from rewardloop_local.backup.errors import BackupError
 
 PartName: TypeAlias = Literal["models", "ledger", "work", "spool"]
 
 _VERSION = re.compile(r"([^/]+/\d+)/.+")
 _MANIFEST = "manifest.json"
+# Other names that begin with a point are those of locks, caches and files that are being written.
+_KEPT = {PRUNED, evaluated.FOLDER, report_shelf.FOLDER}
 # Locks, and the ledger's index of its segments, which is made again. Pools are copied by SQLite itself.
 _LEFT_OUT = re.compile(r"leader\.lock|segments\.json|lock|.*\.sqlite(-journal|-wal|-shm)?|.*\.writing(-\d+)?")
 
@@ -107,7 +110,9 @@ class Place:
 
 def _belongs(name: str) -> bool:
     parts = name.split("/")
-    return not any(part.startswith(".") and part != PRUNED for part in parts) and _LEFT_OUT.fullmatch(parts[-1]) is None
+    return (
+        not any(part.startswith(".") and part not in _KEPT for part in parts) and _LEFT_OUT.fullmatch(parts[-1]) is None
+    )
 
 
 def version_of(name: str) -> str | None:

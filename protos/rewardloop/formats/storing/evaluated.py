@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 MOST_BYTES = 2**20
-_FOLDER = ".evaluated"
+FOLDER = ".evaluated"
 _LATEST_S = 253_402_300_799.0  # the end of the year 9999, which is as late as timestamps reach
 
 
@@ -96,4 +96,4 @@ class EvaluatedVersions:
         return found if found.digest == digest else None
 
     def _path(self, model: str, version: str) -> str:
-        return f"{self._root}/{model}/{_FOLDER}/{version}.json"
+        return f"{self._root}/{model}/{FOLDER}/{version}.json"

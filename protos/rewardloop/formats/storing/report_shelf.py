@@ -20,7 +20,7 @@ ReportKind: TypeAlias = Literal["evaluation", "audit", "checks"]
 KEPT = 50
 MOST_PAGE_BYTES = 16 * 2**20
 _KINDS = get_args(ReportKind)
-_FOLDER = ".reports"
+FOLDER = ".reports"
 _ID = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[a-z]+-[0-9a-f]{8}")
 
 
@@ -63,7 +63,7 @@ class ReportShelf:
 
     def __init__(self, filesystem: Any, root: str) -> None:
         self._fs = filesystem
-        self._folder = f"{root}/{_FOLDER}"
+        self._folder = f"{root}/{FOLDER}"
 
     def publish(self, kind: ReportKind, title: str, lead: str, figures: Mapping[str, float], page: str) -> str:
         """Publish a report and drop the oldest beyond the bound. Returns its id.
