@@ -55,7 +55,9 @@ def list_versions(server: str, models: Sequence[str] | None, *, store: str = "",
         return 2 if failed else 0
     is_evaluated = any(info.evaluation is not None for info in found)
     columns = ("model", "version", "state", "parent", "age", "digest", "gate")
-    table = Table(*columns, *(("evaluated",) if is_evaluated else ()))
+    table = Table()
+    for name in (*columns, *(("evaluated",) if is_evaluated else ())):
+        table.add_column(name, overflow="fold")  # a narrow terminal loses nothing of a digest or a figure
     for info in found:
         row = (info.model, info.version, info.state, info.parent_version or "-", age(info.create_time))
         more = (_evaluated(info),) if is_evaluated else ()

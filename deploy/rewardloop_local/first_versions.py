@@ -31,7 +31,7 @@ async def publish_first_versions(plan: DeploymentPlan, run: RunModule, on_phase:
     store = ModelStore(plan.store)
     bases = {"reward": plan.reward_base, "policy": plan.policy_base}
     if not bases["reward"] and not store.versions("reward"):
-        on_phase("training the starter models (two minutes or less on two cores)")
+        on_phase("training the starter models (two to five minutes on two cores)")
         starter = plan.data / "starter"
         await run("starter", "rewardloop_local.starter", ["--out", str(starter), "--seed", str(plan.seed)])
         bases["reward"] = str(starter / "reward-base")

@@ -23,7 +23,7 @@ class UpSettings(SecuritySettings):
     """Runs Redis, the serving process, the policy worker, the trainer and the HTTP door on this machine, and keeps them
     running.
 
-    On an empty data directory it first trains starter models (about two minutes), or exports the bases that you name.
+    On an empty data directory it first trains starter models (two to five minutes), or exports the bases that you name.
     """
 
     basic_settings = (

@@ -19,7 +19,8 @@ class AskedModel(BaseModel):
     endpoint: str = Field("", description="base URL of an OpenAI-compatible endpoint, such as https://host/v1")
     model: str = Field("", description="name of the model there")
     api_key: SecretStr | None = Field(
-        None, description="key of the endpoint; all users can see arguments, so set REWARDLOOP_API_KEY instead"
+        None,
+        description="key of the endpoint; all users can see arguments, so set it by its environment variable or a file",
     )
     api_key_file: Path | None = Field(None, description="file that holds the key")
     base: str = Field("", description="a chat model on this machine instead: a Hugging Face directory or hub id")
