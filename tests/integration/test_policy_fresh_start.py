@@ -45,7 +45,7 @@ def test_a_fresh_start_learns_all_signals_from_the_base_and_meets_the_live_versi
     setting = Setting(tmp_path, redis_url, algorithm="dpo")
     gate = setting.settings.policy.gate.model_copy(update=_OPEN)
     policy = setting.settings.policy.model_copy(update={"gate": gate})
-    setting.settings = setting.settings.model_copy(update={"policy": policy})
+    setting.settings = setting.settings.model_copy(update={"policy": policy, "policy_fresh_growth": 1.5})
     assert setting.round().run() == "promoted"
     assert setting.store.manifest("policy", 2).notes[FRESH_SIGNALS] == "60"
     learned = len(setting.round()._replay.train)
@@ -85,7 +85,7 @@ def test_a_fresh_start_needs_nothing_of_the_budget_that_the_live_version_used_up
     spent = {**_OPEN, "max_anchor_kl": setting.store.manifest("policy", 2).metrics["gate_anchor_kl"]}
     gate = setting.settings.policy.gate.model_copy(update=spent)
     policy = setting.settings.policy.model_copy(update={"gate": gate})
-    setting.settings = setting.settings.model_copy(update={"policy": policy})
+    setting.settings = setting.settings.model_copy(update={"policy": policy, "policy_fresh_growth": 1.5})
 
     reports = tmp_path / "work" / "reports"
     later_round(setting, 2, 29)

@@ -69,10 +69,11 @@ class TrainSettings(ServerAccess):
     )
     replayed: int = Field(50_000, ge=0, description="older training records that are kept, a uniform sample")
     policy_fresh_growth: float = Field(
-        1.5,
+        0.0,
         ge=0,
         description="a policy that learns from people's signals starts from the base of its line, and learns from all "
-        "signals that are kept, when these have grown by this factor since the last such round; 0: never",
+        "signals that are kept, when these have grown by this factor since the last such version, such as 1.5; 0: "
+        "never, the default, because it was not measured whether it makes policies better",
     )
     policy_fresh_newest: int = Field(
         50_000, ge=1, description="newest training records of a policy's round that starts from the base"

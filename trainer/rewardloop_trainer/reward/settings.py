@@ -195,7 +195,7 @@ class RewardHyperparameters(RewardTraining, HeadChoice):
         1.5,
         ge=0,
         description="a round starts from the base, and learns from all signals that are kept, when these have grown by "
-        "this factor since the last such round; 0: never",
+        "this factor since the last such version; 0: never",
     )
     fresh_newest: int = Field(50_000, ge=1, description="newest training records of a round that starts from the base")
     length_control: float = Field(
