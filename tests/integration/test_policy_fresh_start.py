@@ -81,11 +81,12 @@ def test_a_fresh_start_needs_nothing_of_the_budget_that_the_live_version_used_up
     tmp_path: Path, redis_url: str
 ) -> None:
     setting = Setting(tmp_path, redis_url, algorithm="dpo")
+    setting.settings = setting.settings.model_copy(update={"policy_fresh_growth": 1.5})
     assert setting.round().run() == "promoted", setting.current.state
     spent = {**_OPEN, "max_anchor_kl": setting.store.manifest("policy", 2).metrics["gate_anchor_kl"]}
     gate = setting.settings.policy.gate.model_copy(update=spent)
     policy = setting.settings.policy.model_copy(update={"gate": gate})
-    setting.settings = setting.settings.model_copy(update={"policy": policy, "policy_fresh_growth": 1.5})
+    setting.settings = setting.settings.model_copy(update={"policy": policy})
 
     reports = tmp_path / "work" / "reports"
     later_round(setting, 2, 29)
