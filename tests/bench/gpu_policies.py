@@ -15,7 +15,8 @@ from gpu_world import PAD, Shape, World, decoder_layout, per_second, rounded, ro
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rewardloop.formats.text import Encoder, Turn
-from rewardloop_sampling.sampling import SampleRequest, sample
+from rewardloop_sampling.running_batch import sample
+from rewardloop_sampling.sampling import SampleRequest
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.run_control import RunControl

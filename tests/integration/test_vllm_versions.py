@@ -85,8 +85,11 @@ def make(server: VllmServer, store: ModelStore, tmp_path: Path) -> Make:
 def by_torch(store: ModelStore, version: int, request: SampleRequest, speech: Speech | None = None) -> list[Answer]:
     manifest, directory = store.manifest("policy", version), store.fetch("policy", version)
     policy = load_policy_model(manifest, directory, device=torch.device("cpu"))
-    (answers,) = policy.answer([policy.request(HELLO, request)[0]], speeches=[speech or Speech()])
-    return answers
+    speech, batch = speech or Speech(), policy.batch()
+    task = policy.task(policy.request(HELLO, request)[0], speech, lambda: False)
+    batch.join([task])
+    batch.finish()
+    return policy.answers(task, speech)
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -55,9 +55,9 @@ def to_float16(whole: Graph) -> Graph:
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FLOAT32_OPERATORS],
         node_block_list=blocked,
     )
-    _drop_roundings(whole.proto.graph)
+    del whole.proto.graph.value_info[:]  # which has the types of before
+    _drop_roundings(whole.proto.graph, _float16_in(whole.proto))
     whole.proto.graph.input.extend(settable)
-    del whole.proto.graph.value_info[:]
     halved = {i.name for i in whole.proto.graph.initializer if i.data_type == TensorProto.FLOAT16}
     for name, weight in tuple(whole.weights.items()):
         whole.replace(name, weight.mapped(_float16, np.dtype(np.float16)) if name in halved else weight)
@@ -120,9 +120,21 @@ def _after_trunk(graph: onnx.ModelProto) -> list[str]:
     return found
 
 
-def _drop_roundings(graph: onnx.GraphProto) -> None:
-    """Let float32 that is read as float32 stay so, where the converter rounds it to float16 on the way."""
-    rounded = {n.output[0]: n.input[0] for n in graph.node if _is_cast(n, TensorProto.FLOAT16)}
+def _float16_in(graph: onnx.ModelProto) -> set[str]:
+    """Names of the tensors between nodes that are known to be of float16."""
+    known = onnx.shape_inference.infer_shapes(graph).graph.value_info
+    return {value.name for value in known if value.type.tensor_type.elem_type == TensorProto.FLOAT16}
+
+
+def _drop_roundings(graph: onnx.GraphProto, halved: set[str]) -> None:
+    """Let float32 that is read as float32 stay so, where the converter rounds it to float16 on the way.
+
+    ``halved`` has the names of tensors in float16. A cast of one of these is the model's own and rounds nothing. It
+    stays, because ONNX Runtime's optimiser makes an invalid graph where a value is cast with it and beside it.
+    """
+    rounded = {
+        n.output[0]: n.input[0] for n in graph.node if _is_cast(n, TensorProto.FLOAT16) and n.input[0] not in halved
+    }
     for node in graph.node:
         if _is_cast(node, TensorProto.FLOAT):
             node.input[0] = rounded.get(node.input[0], node.input[0])
