@@ -104,8 +104,9 @@ def _before_angles(graph: onnx.ModelProto) -> list[str]:
     found = []
     for node in reversed(graph.graph.node):
         if node.op_type in ("Cos", "Sin") or needed.intersection(node.output):
-            needed.update(node.input)
             found.append(node.name)
+            if node.op_type != "Shape":  # how many positions there are depends on no value of the trunk
+                needed.update(node.input)
     return found
 
 
