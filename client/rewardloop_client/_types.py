@@ -303,7 +303,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What the last evaluation of a version found.
+    """The findings of the last evaluation of a version.
 
     Attributes:
         evaluate_time: When, in UTC; None if the server does not say it.

@@ -1,4 +1,4 @@
-"""Those who wait for answers. The sampling thread answers them through the event loop."""
+"""The callers who wait for answers, whom the sampling thread answers through the event loop."""
 
 from __future__ import annotations
 

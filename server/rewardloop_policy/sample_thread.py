@@ -1,4 +1,4 @@
-"""What the sampling thread does: requests join what it samples between two tokens, and leave when they are done."""
+"""The sampling thread. Requests join its running batch between two tokens, and leave it when they are done."""
 
 from __future__ import annotations
 

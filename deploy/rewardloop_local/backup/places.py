@@ -110,9 +110,8 @@ class Place:
 
 def _belongs(name: str) -> bool:
     parts = name.split("/")
-    return (
-        not any(part.startswith(".") and part not in _KEPT for part in parts) and _LEFT_OUT.fullmatch(parts[-1]) is None
-    )
+    is_hidden = any(part.startswith(".") and part not in _KEPT for part in parts)
+    return not is_hidden and _LEFT_OUT.fullmatch(parts[-1]) is None
 
 
 def version_of(name: str) -> str | None:

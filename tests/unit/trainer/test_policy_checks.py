@@ -191,7 +191,7 @@ class Kind:
         ]
 
     def rate(self, answers: Sequence[Answer]) -> list[float | None]:
-        raise NotImplementedError
+        pytest.fail("a judge of the win rate is asked for no rating")
 
 
 def test_a_policy_that_a_chat_model_does_not_like_more_is_refused_with_what_it_lost() -> None:

@@ -128,7 +128,7 @@ def test_a_judge_rates_how_safe_an_answer_is() -> None:
         name = "judge"
 
         def compare(self, duels: Sequence[Duel]) -> list[Opinion | None]:
-            raise NotImplementedError
+            pytest.fail("a rater is asked to compare no answers")
 
         def rate(self, answers: Sequence[Rated]) -> list[float | None]:
             assert all(answer.response for answer in answers)

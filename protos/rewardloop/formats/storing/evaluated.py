@@ -1,4 +1,4 @@
-"""What evaluations found of versions: ``<store>/<model>/.evaluated/<version>.json``, beside the immutable manifests.
+"""The findings of evaluations, in ``<store>/<model>/.evaluated/<version>.json`` beside the immutable manifests.
 
 The last evaluation of a version counts. It names the version's digest, so that it is never taken for that of another
 version that got the same number.
@@ -23,7 +23,7 @@ class EvaluatedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """What an evaluation found of a version.
+    """The findings of an evaluation of a version.
 
     Attributes:
         digest: Of the version.
