@@ -65,13 +65,13 @@ class PolicyModel(PolicyText):
         """Return the candidates of a request that is done."""
         return [self.read(sampled, speech, candidate) for candidate, sampled in enumerate(task.sampled)]
 
-    def answer(self, requests: Sequence[SampleRequest]) -> list[list[Answer]]:
-        """Return the candidates of each request, which are sampled together.
+    def answer(self, requests: Sequence[SampleRequest], speech: Speech | None = None) -> list[list[Answer]]:
+        """Return the candidates of each request, which are sampled together and stop as ``speech`` says.
 
         Raises:
             FloatingPointError: The logits are NaN. And whatever torch raises.
         """
-        batch, speech = self.batch(), Speech()
+        batch, speech = self.batch(), speech or Speech()
         tasks = [self.task(request, speech, lambda: False) for request in requests]
         batch.join(tasks)
         batch.finish()

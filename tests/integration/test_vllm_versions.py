@@ -85,11 +85,8 @@ def make(server: VllmServer, store: ModelStore, tmp_path: Path) -> Make:
 def by_torch(store: ModelStore, version: int, request: SampleRequest, speech: Speech | None = None) -> list[Answer]:
     manifest, directory = store.manifest("policy", version), store.fetch("policy", version)
     policy = load_policy_model(manifest, directory, device=torch.device("cpu"))
-    speech, batch = speech or Speech(), policy.batch()
-    task = policy.task(policy.request(HELLO, request)[0], speech, lambda: False)
-    batch.join([task])
-    batch.finish()
-    return policy.answers(task, speech)
+    (answers,) = policy.answer([policy.request(HELLO, request)[0]], speech)
+    return answers
 
 
 async def until(holds: Callable[[], bool]) -> None:
