@@ -177,7 +177,8 @@ def test_a_version_is_tried_on_the_device_where_it_will_serve(store: ModelStore,
     manifest = publish_sum_version(store)
     seen = tmp_path / "seen.json"
     child = f"""
-import json, pathlib, onnxruntime
+import json, pathlib, sys
+sys.path[:] = {sys.path!r}
 from rewardloop_server.loading import probe
 from support.gpu_runtime import GpuRuntime
 import rewardloop_server.device.choose as choose, rewardloop_server.loading.opening as opening
