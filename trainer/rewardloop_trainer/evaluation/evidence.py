@@ -15,7 +15,7 @@ from rewardloop.formats.text import Encoder, RefusedConversation
 from rewardloop_trainer.data.length_share import NO_SHARE, LengthShare
 from rewardloop_trainer.data.preferences import Labelled, Pair, Record, TiedPair, pairs_of
 from rewardloop_trainer.data.split import keys_of
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints, effective_clusters, two_way_mean
+from rewardloop_trainer.evaluation.clusters import ClusteredShare, Ints, as_share, effective_clusters, two_way_mean
 from rewardloop_trainer.reward.evaluate import Floats, correctness, pair_margins
 from rewardloop_trainer.reward.examples import logits_of, responses_of
 from rewardloop_trainer.reward.model import RewardModel
@@ -177,7 +177,7 @@ class AtRandom:
         choices: The choices whose exposure is known.
     """
 
-    accuracy: ClusteredMean
+    accuracy: ClusteredShare
     effective: float
     choices: int
 
@@ -199,7 +199,7 @@ def at_random(
     if not weighed.sum() > 0:
         return None
     one = np.zeros(len(pairs), dtype=np.int64)
-    mean = two_way_mean(correctness(margins), weighed, prompts, one if people is None else people)
+    mean = as_share(two_way_mean(correctness(margins), weighed, prompts, one if people is None else people))
     effective = float(weighed.sum() ** 2 / (weighed @ weighed))
     return AtRandom(mean, effective, int((weighed > 0).sum()))
 
