@@ -113,7 +113,8 @@ def test_intervals_hold_the_truth_as_often_as_the_page_says(place: int, cases: i
 
 def test_intervals_over_prompts_with_several_weighted_choices_hold_the_truth() -> None:
     """40 prompts of 1 to 4 choices that share their prompt's accuracy, near 0.93; weights differ threefold."""
-    held, held_by_t = [], []
+    held: list[bool] = []
+    held_by_t: list[bool] = []
     for seed in range(1_500):
         chance = np.random.default_rng(seed)
         prompts = np.repeat(np.arange(40), chance.integers(1, 5, 40))

@@ -106,6 +106,7 @@ class PolicyRound(ModelRound):
             raise Refused(spent)
         self._judge_scorer  # noqa: B018 - a round that nobody can judge is refused before it trains
         if not self._version.exists():
+            self._begin_training(self._chosen_start)
             report, (train, heldout) = RunReport(self._reports), self._examples()
             try:
                 algorithm = choose_algorithm(self._settings.policy.algorithm, train)
@@ -392,9 +393,7 @@ class PolicyRound(ModelRound):
     @cached_property
     def _start(self) -> PolicyStart:
         """What the round trains: the live version, or now and then the base of its line, with all signals anew."""
-        chosen = self._chosen_start
-        log.info("start of the round", version=chosen.version, fresh=chosen.is_fresh, reason=chosen.reason)
-        return start_from_store(self._store, str(chosen.version), max_length=0)
+        return start_from_store(self._store, str(self._chosen_start.version), max_length=0)
 
     @cached_property
     def _chosen_start(self) -> StartChoice:
@@ -402,7 +401,8 @@ class PolicyRound(ModelRound):
         now, settings = self._current.state, self._settings
         learns_signals = settings.policy.algorithm not in ONLINE_ALGORITHMS
         growth = settings.policy_fresh_growth if learns_signals else 0.0
-        chosen = choose_start(self._store, now.parent, now.signals, growth, self.model)
+        refused = self._current.fresh_refused
+        chosen = choose_start(self._store, now.parent, now.signals, growth, self.model, refused)
         base, live = (self._store.manifest(self.model, str(each)) for each in (chosen.version, now.parent))
         if not has_same_tokens(base, live):
             return StartChoice(now.parent, False, f"policy {chosen.version} has other tokens than the live one")

@@ -140,7 +140,7 @@ class RewardRound(ModelRound):
     def _start_of_training(self) -> tuple[RewardStart, Sequence[Record]]:
         """Return the model that the round trains, and what it learns from."""
         live, chosen = self._start(), self._chosen_start
-        log.info("start of the round", version=chosen.version, fresh=chosen.is_fresh, reason=chosen.reason)
+        self._begin_training(chosen)
         if not chosen.is_fresh:
             return live, self._records.train
         if chosen.version == self._current.state.parent:
@@ -157,7 +157,7 @@ class RewardRound(ModelRound):
     def _chosen_start(self) -> StartChoice:
         now, settings = self._current.state, self._settings.reward
         growth = 0.0 if is_delta(self._start(), settings) else settings.fresh_growth
-        return choose_start(self._store, now.parent, now.signals, growth, self.model)
+        return choose_start(self._store, now.parent, now.signals, growth, self.model, self._current.fresh_refused)
 
     def _export(self) -> None:
         start, model = self._start(), self._trained()
