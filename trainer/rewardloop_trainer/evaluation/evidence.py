@@ -125,7 +125,7 @@ class Readings:
 
 
 def evidence_of(records: Iterable[Record], weights: RewardTraining | None = None) -> Evidence:
-    """Return what the records say.
+    """Return what the records say. A statement that weighs nothing is left out: it is no evidence.
 
     Args:
         records: Held-out records.
@@ -145,6 +145,9 @@ def evidence_of(records: Iterable[Record], weights: RewardTraining | None = None
                 graded.append((record, record.label, weights.pointwise_weight * record.weight, key))
             case _:
                 pairs += [(pair, 1.0, pair.weight, f"{key}.{i}") for i, pair in enumerate(pairs_of([record]))]
+
+    pairs = [row for row in pairs if row[2] > 0]
+    graded = [row for row in graded if row[2] > 0]
 
     def statements(rows: Sequence[tuple[Pair | Labelled, float, float, str]]) -> Statements:
         return Statements(
