@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rewardloop.formats.mixing.names import REWARD
+from rewardloop.formats.mixing.names import POLICY, REWARD
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS
 from rewardloop_trainer.rounds.line import first_of_line, line_of
+from rewardloop_trainer.rounds.policy_anchor import has_same_tokens
 
 # In a manifest's notes: the signals of the last round that started from the base.
 FRESH_SIGNALS = "fresh_signals"
@@ -64,6 +65,27 @@ def choose_start(
     if base is None:
         return StartChoice(live, False, "the store has no version before the first training")
     return StartChoice(base, True, f"{signals} signals, {tried} at {last}")
+
+
+def choose_policy_start(
+    store: ModelStore, live: str, signals: int, growth: float, algorithm: str, refused: int = 0
+) -> StartChoice:
+    """Choose the weights that a policy's round starts from.
+
+    It is the live version if the version or the round learns from the policy's own answers, which are no signals, or if
+    the base has other tokens.
+
+    Args:
+        algorithm: What the round learns by, as the settings name it. Other arguments are those of `choose_start`.
+    """
+    growth = 0.0 if algorithm in ONLINE_ALGORITHMS else growth
+    chosen = choose_start(store, live, signals, growth, POLICY, refused)
+    base, parent = (store.manifest(POLICY, str(each)) for each in (chosen.version, live))
+    if not has_same_tokens(base, parent):
+        return StartChoice(live, False, f"policy {chosen.version} has other tokens than the live one")
+    if chosen.is_fresh and (own := learned_from_own_answers(store, POLICY, live)) is not None:
+        return StartChoice(live, False, f"policy {own} learned from its own answers, which are no signals")
+    return chosen
 
 
 def _signals_of_last_fresh(manifest: Manifest) -> int:
