@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import re
 import uuid
-import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from typing import TypeVar, cast
 
@@ -21,7 +20,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from rewardloop.formats.mixing.names import POLICY, REWARD
-from rewardloop.v1 import access_pb2, common_pb2, feedback_pb2, model_pb2, operations_pb2, policy_pb2, reward_pb2
+from rewardloop.v1 import access_pb2, common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
 from rewardloop_client import _calls as calls
 from rewardloop_client._aio import AsyncRewardloopClient
 from rewardloop_client._convert import timestamp
@@ -29,9 +28,6 @@ from rewardloop_client._errors import (
     EventIdConflict,
     InvalidRequest,
     NotFound,
-    NothingToRollBack,
-    PointerMoved,
-    PromotionHeld,
     RewardloopError,
     Unimplemented,
     UnknownErasure,
@@ -40,7 +36,8 @@ from rewardloop_client._errors import (
     Violation,
     to_status,
 )
-from rewardloop_client._fake_choice import choose
+from rewardloop_client._fakes.choice import choose
+from rewardloop_client._fakes.versions import FakeVersions
 from rewardloop_client._retry import Send
 from rewardloop_client._rules import choice_violations, event_violations, prompt_violations, score_violations
 from rewardloop_client._sync import RewardloopClient
@@ -132,11 +129,7 @@ class FakeRewardloop(RewardloopClient):
         self._scores = {REWARD: score, **(models or {})}
         stated = {**(versions or {REWARD: "1", POLICY: "1"})}
         stated.update({name: "1" for name in models or {} if name not in stated})
-        self._versions = {model: [*known] for model, known in stated.items()}
-        self._active = {model: known[-1:] for model, known in self._versions.items()}  # history, the last one active
-        self._held: set[str] = set()  # models whose rollback holds the promotions of trainers
-        self._rejected: set[tuple[str, str]] = set()  # models and versions that were rolled back
-        self._beside: dict[tuple[str, str], tuple[str, float]] = {}  # model, role: version, share
+        self._versions = FakeVersions(stated)
         self._failures: dict[str, list[RewardloopError]] = {}
         self._answers: dict[str, Callable[..., Message]] = {
             calls.SCORE: self._score,
@@ -147,16 +140,11 @@ class FakeRewardloop(RewardloopClient):
             calls.ERASE: self._erase,
             calls.LIST_TAUGHT_VERSIONS: self._list_taught_versions,
             calls.GENERATE: self._generate,
-            calls.LIST_VERSIONS: self._list_versions,
-            calls.GET_VERSION: self._get_version,
-            calls.PROMOTE: self._promote,
-            calls.ROLLBACK: self._rollback,
-            calls.SET_CANARY: lambda request: self._set_role(request, "canary", model_pb2.SetCanaryResponse),
-            calls.SET_SHADOW: lambda request: self._set_role(request, "shadow", model_pb2.SetShadowResponse),
             calls.GET_IDENTITY: self._identity,
             calls.HEALTH_CHECK: self._health,
+            **self._versions.answers(),
         }
-        self.loop = FakeLoop(self._model_statuses)
+        self.loop = FakeLoop(self._versions.statuses)
         self._answers |= self.loop.answers()
         self.events: list[feedback_pb2.FeedbackEvent] = []
         self._erased: dict[str, set[str]] = {}  # erasure_id: the event_ids that it erased
@@ -174,8 +162,7 @@ class FakeRewardloop(RewardloopClient):
 
     def add_version(self, model: str, version: str) -> None:
         """Add a version to the store without making it active."""
-        self._versions.setdefault(model, []).append(version)
-        self._active.setdefault(model, [])
+        self._versions.add(model, version)
 
     def as_async(self) -> AsyncRewardloopClient:
         """Return an asyncio client that shares the state of this fake."""
@@ -202,7 +189,7 @@ class FakeRewardloop(RewardloopClient):
         elif isinstance(request, policy_pb2.GenerateStreamRequest):
             yield from self._generate_stream(request.request)
         else:
-            info = self._info(cast(model_pb2.WatchVersionsRequest, request).model, "")
+            info = self._versions.info(cast(model_pb2.WatchVersionsRequest, request).model, "")
             yield model_pb2.WatchVersionsResponse(active=info)
 
     def _score(self, request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
@@ -210,9 +197,7 @@ class FakeRewardloop(RewardloopClient):
         model = request.model or REWARD
         if model not in self._scores:
             raise InvalidRequest(f"{model!r} is no reward model", violations=[Violation("model", "is not known")])
-        canary, share = self._beside.get((model, "canary"), ("", 0.0))
-        is_in_share = zlib.crc32(request.prompt.SerializeToString(deterministic=True)) / 2**32 < share
-        info = self._info(model, request.pin_version or (canary if is_in_share else ""))
+        info = self._versions.info(model, request.pin_version or self._versions.canary_for(model, request.prompt))
         if request.HasField("min_version") and int(info.version.version) < request.min_version:
             raise UnknownVersion(f"{model} version {request.min_version} or later is not served here")
         scores = [self._scores[model](_text(request.prompt), response) for response in request.responses]
@@ -312,7 +297,7 @@ class FakeRewardloop(RewardloopClient):
                 )
                 for t in texts
             ],
-            policy_version=self._info("policy", request.pin_version).version,
+            policy_version=self._versions.info("policy", request.pin_version).version,
             create_time=timestamp(0),
         )
         if request.best_of:
@@ -320,7 +305,7 @@ class FakeRewardloop(RewardloopClient):
             if model not in self._scores:
                 raise InvalidRequest(f"{model!r} is no reward model", violations=[Violation("reward_model", "unknown")])
             score = self._scores[model]
-            choose(request, generation, lambda said: score(text, said), self._info(model, "").version)
+            choose(request, generation, lambda said: score(text, said), self._versions.info(model, "").version)
         self.generations[generation.generation_id] = generation
         return policy_pb2.GenerateResponse(
             generation_id=generation.generation_id,
@@ -342,92 +327,6 @@ class FakeRewardloop(RewardloopClient):
                     text = policy_pb2.CandidateText(candidate=i, text=word)
                     yield policy_pb2.GenerateStreamResponse(generation_id=end.generation_id, text=text)
         yield policy_pb2.GenerateStreamResponse(generation_id=end.generation_id, end=end)
-
-    def _info(self, model: str, version: str) -> model_pb2.VersionInfo:
-        """Return the version, or the active one for an empty text. Raises UnknownVersion."""
-        if model not in self._versions:
-            raise InvalidRequest(f"{model!r} is not a model", violations=[Violation("model", "is not a known model")])
-        active = self._active[model][-1] if self._active[model] else ""
-        wanted = version or active
-        if not wanted or wanted not in self._versions[model]:
-            raise UnknownVersion(f"{model} version {wanted or '(none active)'} is unknown")
-        states = dict.fromkeys(self._versions[model], model_pb2.VERSION_STATE_STORED)
-        for role, state in (("shadow", model_pb2.VERSION_STATE_SHADOW), ("canary", model_pb2.VERSION_STATE_CANARY)):
-            states[self._beside.get((model, role), ("", 0.0))[0]] = state
-        states[active] = model_pb2.VERSION_STATE_ACTIVE
-        ids = common_pb2.ModelVersion(version=wanted, digest=f"digest-{model}-{wanted}")
-        return model_pb2.VersionInfo(model=model, version=ids, state=states[wanted])
-
-    def _list_versions(self, request: model_pb2.ListVersionsRequest) -> model_pb2.ListVersionsResponse:
-        infos = [self._info(request.model, version) for version in reversed(self._versions.get(request.model, [""]))]
-        return model_pb2.ListVersionsResponse(versions=infos, models=list(self._versions))
-
-    def _get_version(self, request: model_pb2.GetVersionRequest) -> model_pb2.GetVersionResponse:
-        return model_pb2.GetVersionResponse(version=self._info(request.model, request.version))
-
-    def _promote(self, request: model_pb2.PromoteRequest) -> model_pb2.PromoteResponse:
-        self._info(request.model, request.version)
-        history = self._active[request.model]
-        previous = history[-1] if history else ""
-        _check_expected(request, previous)
-        if request.leader_epoch and request.model in self._held:
-            raise PromotionHeld(f"{request.model} was rolled back: a person must promote a version first")
-        if request.leader_epoch and (request.model, request.version) in self._rejected:
-            raise PromotionHeld(f"{request.model} {request.version} was rolled back: only a person may promote it")
-        self._held.discard(request.model)
-        if not request.leader_epoch:
-            self._rejected.discard((request.model, request.version))
-        if request.version != previous:
-            history.append(request.version)
-        self._end_roles(request.model)
-        return model_pb2.PromoteResponse(version=self._info(request.model, ""), previous_version=previous)
-
-    def _rollback(self, request: model_pb2.RollbackRequest) -> model_pb2.RollbackResponse:
-        self._info(request.model, "")
-        if len(self._active[request.model]) < 2:
-            raise NothingToRollBack(f"{request.model} has no earlier version")
-        _check_expected(request, self._active[request.model][-1])
-        self._held.add(request.model)
-        previous = self._active[request.model].pop()
-        self._rejected.add((request.model, previous))
-        self._end_roles(request.model)
-        return model_pb2.RollbackResponse(version=self._info(request.model, ""), previous_version=previous)
-
-    def _set_role(self, request: model_pb2.SetCanaryRequest, role: str, response_type: type[M]) -> M:
-        """Set or end a role by the server's rules. `SetShadowRequest` has the same fields as `SetCanaryRequest`."""
-        if role == "shadow" and request.model == POLICY:
-            raise InvalidRequest(f"only reward models take a {role}", violations=[Violation("model", "is policy")])
-        _check_expected(request, (self._active.get(request.model) or [""])[-1])
-        if not request.version:
-            self._beside.pop((request.model, role), None)
-            return response_type()
-        if not (0 < request.share < 1 or (role == "shadow" and request.share == 1)):
-            raise InvalidRequest("share is out of range", violations=[Violation("share", "is out of range")])
-        if self._info(request.model, request.version).state == model_pb2.VERSION_STATE_ACTIVE:
-            raise InvalidRequest("version is the active one", violations=[Violation("version", "is the active one")])
-        self._beside[request.model, role] = (request.version, request.share)
-        return response_type(version=self._info(request.model, request.version))
-
-    def _end_roles(self, model: str) -> None:
-        for role in ("canary", "shadow"):
-            self._beside.pop((model, role), None)
-
-    def _model_statuses(self) -> list[operations_pb2.ModelStatus]:
-        found = []
-        for model, history in self._active.items():
-            status = operations_pb2.ModelStatus(
-                model=model,
-                active_version=history[-1] if history else "",
-                previous_versions=history[-2::-1],
-                promotions_held=model in self._held,
-                rejected_versions=sorted(version for of, version in self._rejected if of == model),
-            )
-            for role, holder in (("canary", status.canary), ("shadow", status.shadow)):
-                if (model, role) in self._beside:
-                    version, share = self._beside[model, role]
-                    holder.CopyFrom(operations_pb2.VersionShare(version=version, share=share))
-            found.append(status)
-        return found
 
     def _identity(self, request: access_pb2.GetIdentityRequest) -> access_pb2.GetIdentityResponse:
         known = self.identity
@@ -511,10 +410,3 @@ def _text(prompt: common_pb2.Prompt) -> str:
         f"{m.role}: {m.content}" + "".join(f"\n{m.role} calls {c.name}({c.arguments_json})" for c in m.tool_calls)
         for m in prompt.conversation.messages
     )
-
-
-def _check_expected(
-    request: model_pb2.PromoteRequest | model_pb2.RollbackRequest | model_pb2.SetCanaryRequest, active: str
-) -> None:
-    if active and request.HasField("expected_version") and request.expected_version != active:
-        raise PointerMoved(f"{request.model} {active} is active, not {request.expected_version}")

@@ -16,9 +16,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     import uvloop
 
     from rewardloop.process.log import configure_logging
-    from rewardloop_gateway.serving import serve
 
     configure_logging(settings.log_level, settings.log_format)
+    # Imported here, because gRPC reads how much it is to log when it is imported.
+    from rewardloop_gateway.serving import serve
+
     return uvloop.run(serve(settings))
 
 

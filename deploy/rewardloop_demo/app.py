@@ -15,13 +15,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse(DemoSettings, sys.argv[1:] if argv is None else argv, "rewardloop demo")
 
     from rewardloop.process.log import configure_logging
-    from rewardloop_demo.run import run
     from rewardloop_local.private_files import make_private
     from rewardloop_local.proxies import exempt_loopback
 
     configure_logging("warning", "console")
     exempt_loopback()
     make_private()
+    # Imported here, because gRPC reads how much it is to log when it is imported.
+    from rewardloop_demo.run import run
+
     return asyncio.run(run(settings))
 
 

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
@@ -33,6 +32,7 @@ from transformers import (
 
 from rewardloop.formats.file_modes import give_default_modes
 from rewardloop.formats.text import Encoder, Turn
+from rewardloop.process.log import configure_logging
 from rewardloop_local import corpus
 from rewardloop_trainer.data.base_layout import decoder_layout
 from rewardloop_trainer.data.completions import Completion, encode_completions
@@ -40,8 +40,6 @@ from rewardloop_trainer.data.dialogues import Dialogue
 from rewardloop_trainer.data.token_batches import plan_batches, rate_scale
 from rewardloop_trainer.policy.sft import SftProgress, train_sft
 from rewardloop_trainer.policy.sft_settings import SftSettings
-
-log = structlog.get_logger()
 
 PAD, BOS, END = "<|pad|>", "<|bos|>", "<|end|>"
 ROLE_MARKS = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -111,7 +109,7 @@ def write_starter(
     policy.save_pretrained(out / "policy-base")
     tokenizer.save_pretrained(out / "policy-base")
     policy_done = time.monotonic()
-    log.info("policy trained", loss=round(loss, 3), seconds=round(policy_done - started, 1))
+    _say(f"the policy is trained: loss {loss:.3f}, {policy_done - started:.0f} s")
 
     reward = new_reward_model(policy)
     known = [*corpus.relevance_pairs(pairs // 2, seed + 2), *corpus.right_pairs(pairs - pairs // 2, seed + 3)]
@@ -121,7 +119,7 @@ def write_starter(
     for base in ("policy-base", "reward-base"):
         give_default_modes(out / base)
     reward_seconds = time.monotonic() - policy_done
-    log.info("reward model trained", accuracy=round(accuracy, 3), seconds=round(reward_seconds, 1))
+    _say(f"the reward model is trained: accuracy {accuracy:.3f}, {reward_seconds:.0f} s")
     cpu_seconds = time.process_time() - cpu_started
     return StarterFigures(loss, accuracy, policy_done - started, reward_seconds, cpu_seconds)
 
@@ -228,9 +226,14 @@ def _tell_step(what: str, done: SftProgress) -> None:
 
 
 def _tell(what: str, step: int, steps: int) -> None:
-    """Print how far a stage is, in some fifty lines. `rewardloop up` shows the last one."""
+    """Say how far a stage is, in some fifty lines."""
     if step % max(1, steps // 50) == 0 or step == steps:
-        print(f"{what}: step {step} of {steps}", file=sys.stderr, flush=True)
+        _say(f"{what}: step {step} of {steps}")
+
+
+def _say(text: str) -> None:
+    """Print a line for people. `rewardloop up` shows the last one every few seconds."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _scores(model: LlamaForSequenceClassification, rows: Sequence[Completion], pad: int) -> torch.Tensor:
@@ -252,6 +255,7 @@ def _asked(prompt: str) -> tuple[Turn, ...]:
 
 
 def main() -> None:
+    """Train them. What was found is in DIR/figures.json; the output is sentences alone."""
     parser = argparse.ArgumentParser(prog="rewardloop_local.starter", description="Trains the demo's starter models.")
     parser.add_argument("--out", type=Path, required=True, help="directory for policy-base and reward-base")
     parser.add_argument("--seed", type=int, default=0)
@@ -259,9 +263,10 @@ def main() -> None:
     parser.add_argument("--styled", type=int, default=STYLED, help="number of styled answers that it learns then")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="number of pairs that the reward base learns")
     options = parser.parse_args()
+    configure_logging("warning", "console")
     options.out.mkdir(parents=True, exist_ok=True)
     figures = write_starter(options.out, options.seed, facts=options.facts, styled=options.styled, pairs=options.pairs)
-    print(json.dumps(asdict(figures)))
+    (options.out / "figures.json").write_text(json.dumps(asdict(figures)))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from rewardloop.process.log import configure_logging
     from rewardloop.process.tracing import start_tracing
-    from rewardloop_policy.serving import serve
 
     is_traced = start_tracing("rewardloop-policy", settings.tracing_endpoint)
     configure_logging(settings.log_level, settings.log_format, is_traced)
+    # Imported here, because gRPC reads how much it is to log when it is imported.
+    from rewardloop_policy.serving import serve
+
     return uvloop.run(serve(settings, is_traced))
 
 

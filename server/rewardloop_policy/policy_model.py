@@ -56,8 +56,10 @@ class PolicyModel(PolicyText):
             is_abandoned: See `Task`.
         """
 
+        saying = [self.saying() for _ in range(request.candidates)]
+
         def is_said(candidate: int, ids: Sequence[int]) -> bool:
-            return speech.hear(candidate, self.said(ids))
+            return speech.hear(candidate, saying[candidate](ids))
 
         return Task(request, is_abandoned, is_said if speech.stop or speech.on_text else None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import Encoder, FittedPrompt, RefusedConversation, Turn
 from rewardloop.formats.text_format import read_text_format
+from rewardloop_policy.growing_text import UNFINISHED, GrowingText, Pieces
 from rewardloop_policy.speech import Speech
 from rewardloop_sampling.sampling import Finish, Sampled, SampleRequest
 from rewardloop_server.calls.errors import InvalidRequest, Violation
@@ -47,6 +48,7 @@ class PolicyText(ABC):
     def __init__(self, manifest: Manifest, encoder: Encoder) -> None:
         self.manifest = manifest
         self.encoder = encoder
+        self._pieces = Pieces(encoder.tokenizer)
         self._least_prompt = len(encoder.prompt_ids((Turn("user", "a"),)))
 
     @abstractmethod
@@ -91,9 +93,13 @@ class PolicyText(ABC):
             raise InvalidRequest([Violation("prompt", str(error))]) from error
         return replace(settings, prompt=fitted.ids), fitted
 
-    def said(self, ids: Sequence[int]) -> str:
-        """Return the text of an answer that has not ended, without what may belong to its end."""
-        return self.encoder.decode(ids[: len(ids) - self.encoder.format.held])
+    def saying(self) -> Callable[[Sequence[int]], str]:
+        """Return what is called with the ids of one answer as they grow, before its end.
+
+        It returns the text of the ids, without what may belong to the answer's end.
+        """
+        text, held = GrowingText(self._pieces), self.encoder.format.held
+        return lambda ids: text.upto(ids, max(0, len(ids) - held))
 
     def read(self, sampled: Sampled, speech: Speech, candidate: int) -> Answer:
         """Return a candidate as the caller gets it, up to the first stop text."""
@@ -107,10 +113,10 @@ class PolicyText(ABC):
 
     def _tokens(self, ids: Sequence[int], logprobs: Sequence[float], length: int) -> tuple[tuple[str, float], ...]:
         """Return what each token adds to a text, for those that begin within its first ``length`` characters."""
-        found, before = [], 0
+        found, before, growing = [], 0, GrowingText(self._pieces)
         for i, logprob in enumerate(logprobs[: len(ids)]):
-            text = self.encoder.decode(ids[: i + 1])
-            end = len(text) if i + 1 == len(ids) else len(text.rstrip("\ufffd"))
+            text = growing.upto(ids, i + 1)
+            end = len(text) if i + 1 == len(ids) else len(text.rstrip(UNFINISHED))
             if before >= length:
                 break
             found.append((text[before : min(end, length)], logprob))

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from rewardloop_policy.growing_text import UNFINISHED
+
 # Told of the index of a candidate and the next part of its text.
 OnText: TypeAlias = Callable[[int, str], None]
-
-# What a decoder writes for bytes that are no whole character yet.
-_UNFINISHED = "\ufffd"
 
 
 @dataclass(slots=True)
@@ -47,7 +46,7 @@ class Speech:
 
     def _settled(self, text: str) -> int:
         """Return how many characters stay, whatever comes: no unfinished character, no beginning of a stop text."""
-        end = len(text.rstrip(_UNFINISHED))
+        end = len(text.rstrip(UNFINISHED))
         for stop in self.stop:
             longest = min(len(stop) - 1, end)
             begun = next((size for size in range(longest, 0, -1) if text[:end].endswith(stop[:size])), 0)

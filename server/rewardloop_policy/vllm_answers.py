@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -197,13 +197,14 @@ class VllmAnswers:
             policy.name, request.prompt, policy.ends, 1, count, temperature, request.top_p, seed, policy.fields
         )
         is_heard = bool(speech.stop) or speech.on_text is not None
+        saying = policy.saying()
         async for choice in self._choices(asked):
             new, its = read_tokens(choice, asked.prompt)
             heard = len(ids)
             ids += new
             logprobs += its
             finish = choice.get("finish_reason") or finish
-            if is_heard and (end := await self._in_thread(_hear, policy, speech, candidate, ids, heard)):
+            if is_heard and (end := await self._in_thread(_hear, policy, saying, speech, candidate, ids, heard)):
                 return _as_contracted(Sampled(ids[:end], logprobs[:end], "length"), temperature)
         if finish is None:
             raise VllmUnreachable("the stream broke off")
@@ -243,10 +244,17 @@ class VllmAnswers:
         self._metrics.stage_seconds.labels(stage=stage, lane=SAMPLING_LANE).observe(seconds)
 
 
-def _hear(policy: VllmPolicy, speech: Speech, candidate: int, ids: Sequence[int], heard: int) -> int:
+def _hear(
+    policy: VllmPolicy,
+    saying: Callable[[Sequence[int]], str],
+    speech: Speech,
+    candidate: int,
+    ids: Sequence[int],
+    heard: int,
+) -> int:
     """Let the speech hear the ids after the first ``heard``. Return after how many it is over, 0 if it is not."""
     for count in range(heard + 1, len(ids) + 1):
-        if ids[count - 1] not in policy.ends and speech.hear(candidate, policy.said(ids[:count])):
+        if ids[count - 1] not in policy.ends and speech.hear(candidate, saying(ids[:count])):
             return count
     return 0
 

@@ -21,12 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from rewardloop.process.log import configure_logging
     from rewardloop.process.tracing import start_tracing
-    from rewardloop_server.serving import serve
 
     # The tokenizers package would start threads of its own beside `tokenize_threads`, which take cores from the engine.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     is_traced = start_tracing("rewardloop-server", settings.tracing_endpoint)
     configure_logging(settings.log_level, settings.log_format, is_traced)
+    # Imported here, because gRPC reads how much it is to log when it is imported.
+    from rewardloop_server.serving import serve
+
     return uvloop.run(serve(settings, is_traced))
 
 
@@ -34,9 +36,11 @@ def _supervise(settings: ServeSettings) -> int:
     import asyncio
 
     from rewardloop.process.log import configure_logging
-    from rewardloop_server.fronts.supervisor import supervise
 
     configure_logging(settings.log_level, settings.log_format)
+    # Imported here, because gRPC reads how much it is to log when it is imported.
+    from rewardloop_server.fronts.supervisor import supervise
+
     return asyncio.run(supervise(settings))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,12 @@ def _train(out: Path, seed: int) -> dict[str, float]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    # `rewardloop up` shows its last line to people.
+    said = (done.stdout + done.stderr).splitlines()
+    assert all(
+        re.fullmatch(r"the (policy|reward model) [a-z ]+: [a-z]+ [0-9.]+( of \d+|, \d+ s)", line) for line in said
+    )
+    figures: dict[str, float] = json.loads((out / "figures.json").read_text())
     return figures
 
 

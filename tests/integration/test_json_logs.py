@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+import pytest
 
 _SAYS = """
 import logging, sys, threading, warnings
@@ -57,6 +60,41 @@ def test_each_line_is_one_object_whoever_wrote_it() -> None:
     assert lines[5]["level"] == "critical"
     assert "KeyError: 'at the end'" in lines[5]["exception"]
     assert len(lines) == 6
+
+
+# The server is a socket that answers with the frames SETTINGS and GOAWAY, the latter with an error (RFC 9113, 6.8).
+_GOES_AWAY = """
+import os, socket, sys, threading
+from rewardloop.process.log import configure_logging
+
+if sys.argv[1] == "configured":
+    configure_logging("info", "json")
+import grpc
+
+def end():
+    connection, _ = listening.accept()
+    connection.recv(1000)
+    connection.sendall(bytes.fromhex("000000" "04" "00" "00000000" "000008" "07" "00" "00000000" "00000000" "00000002"))
+    connection.recv(1000)
+    connection.recv(1000)
+
+listening = socket.create_server(("127.0.0.1", 0))
+threading.Thread(target=end, daemon=True).start()
+channel = grpc.insecure_channel("127.0.0.1:%d" % listening.getsockname()[1])
+call = channel.unary_unary("/x.Y/Z").future(b"", timeout=3)
+call.exception()
+os._exit(0)  # else the channel goes on connecting
+"""
+
+
+@pytest.mark.parametrize("is_configured", [False, True])
+def test_the_core_of_grpc_writes_no_line_when_a_server_ends(is_configured: bool) -> None:
+    command = [sys.executable, "-c", _GOES_AWAY, "configured" if is_configured else "plain"]
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert ("Got goaway" in done.stderr) is not is_configured
+    assert done.stderr == "" or not is_configured
 
 
 def test_timestamps_are_iso_8601_in_utc() -> None:

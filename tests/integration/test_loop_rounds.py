@@ -176,6 +176,20 @@ def test_refused_candidate_uses_up_its_signals(bench: Bench) -> None:
     assert bench.file.read().of("reward").learned_through == "1011-0"
 
 
+def test_a_refused_start_from_the_base_is_known_to_later_rounds_after_a_restart(bench: Bench) -> None:
+    refused: list[int] = []
+
+    def run(current: CurrentRound) -> Outcome:
+        refused.append(current.fresh_refused)
+        current.reach(replace(current.state, is_fresh=len(refused) == 1))
+        return "refused"
+
+    for new in (12, 15, 10):
+        bench.arrive(new)
+        bench.loop(learner(run)).run(ends=lambda: True)
+    assert refused == [0, 12, 12]
+
+
 def test_round_that_waits_for_people_holds_nothing_up_and_is_no_failure(bench: Bench) -> None:
     looked: list[float] = []
 

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.learning_runs import learning_seed
 from support.policy_rounds import Setting, thumb_rows
 
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.rounds.fresh_start import FRESH_SIGNALS
+from rewardloop_trainer.rounds.trainer_state import RoundState, StateFile
 
 _OPEN = {"least_win_rate": 0.0, "least_win_rate_lower": 0.0}
 
@@ -34,6 +36,7 @@ def later_round(setting: Setting, number: int, new: int) -> None:
             parent="2",
             version=None,
             metrics={},
+            is_fresh=False,
         )
     )
 
@@ -74,6 +77,24 @@ def test_a_fresh_start_learns_all_signals_from_the_base_and_meets_the_live_versi
     for settings in (never, online):
         setting.settings = settings
         assert setting.round()._start.version == "2"
+
+
+@pytest.mark.learning
+def test_a_refused_fresh_start_is_not_tried_again_before_the_signals_have_grown(tmp_path: Path, redis_url: str) -> None:
+    setting = Setting(tmp_path, redis_url, algorithm="dpo")
+    gate = setting.settings.policy.gate.model_copy(update={"least_win_rate": 1.0})  # no candidate passes
+    policy = setting.settings.policy.model_copy(update={"gate": gate})
+    setting.settings = setting.settings.model_copy(update={"policy": policy, "policy_fresh_growth": 1.5})
+    assert setting.round()._chosen_start.is_fresh
+    assert setting.round().run() == "refused"
+
+    file = StateFile(setting.settings.work_dir)  # as the loop ends a round, and a restart finds the state
+    file.write(file.read().with_model("policy", file.read().of("policy").finished(1.0, "refused")))
+    for signals, is_fresh in ((89, False), (90, True)):
+        last = setting.ledger.last_stream_id
+        assert last is not None
+        setting.current.reach(RoundState(2, "training", "", last, signals, 30, seed=learning_seed(8), parent="1"))
+        assert setting.round()._chosen_start.is_fresh is is_fresh
 
 
 @pytest.mark.learning

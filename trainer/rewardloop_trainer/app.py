@@ -24,10 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from rewardloop.process.log import configure_logging
     from rewardloop.process.tracing import start_tracing
-    from rewardloop_trainer.daemon import run
 
     is_traced = start_tracing("rewardloop-trainer", settings.tracing_endpoint)
     configure_logging(settings.log_level, settings.log_format, is_traced)
+    # Imported here, because gRPC reads how much it is to log when it is imported.
+    from rewardloop_trainer.daemon import run
+
     return run(settings, is_traced)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from types import TracebackType
@@ -15,13 +16,17 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 def configure_logging(level: str, log_format: str, has_traces: bool = False) -> None:
     """Write each structlog event as a line on standard error.
 
-    As JSON, the log of libraries, warnings and uncaught exceptions become such lines, too.
+    As JSON, the log of libraries, warnings and uncaught exceptions become such lines, too. The core of gRPC writes
+    lines of its own form. If it is imported after this call, only its errors are left, unless GRPC_VERBOSITY says
+    otherwise.
 
     Args:
         level: Name of the lowest level that is written, such as "info".
         log_format: "json", or "console" for people.
         has_traces: Add the ids of trace and span to events inside a trace.
     """
+    # gRPC reads it when it is imported. Processes that this one starts get it, too.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     common: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

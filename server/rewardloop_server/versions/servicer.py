@@ -228,15 +228,20 @@ def _readable_versions(store: ModelStore, model: str) -> list[tuple[Manifest, Ev
 
     A broken manifest is logged and left out, so that it does not hide the others.
     """
-    found = []
+    manifests = []
     for version in reversed(store.versions(model)):
         try:
-            manifest = store.manifest(model, version)
+            manifests.append(store.manifest(model, version))
         except (VersionNotFound, CorruptVersion) as error:
             log.warning("version left out of the list", model=model, version=version, error=str(error))
-        else:
-            found.append((manifest, _evaluated(store, manifest)))
-    return found
+    try:
+        evaluated, failed = store.evaluated.read_each(model, {each.version: each.digest for each in manifests})
+    except EvaluatedError as error:
+        log.warning("no evaluation is shown", model=model, error=str(error))
+        evaluated, failed = {}, {}
+    for number, failure in failed.items():
+        log.warning("an evaluation is not shown", model=model, version=number, error=str(failure))
+    return [(manifest, evaluated.get(manifest.version)) for manifest in manifests]
 
 
 def _evaluated(store: ModelStore, manifest: Manifest) -> Evaluated | None:

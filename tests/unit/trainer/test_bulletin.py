@@ -64,8 +64,8 @@ def test_people_whose_signals_came_in_batches_have_no_pace() -> None:
 def test_reward_examples_are_the_choices_on_which_the_candidate_lost_most() -> None:
     pairs = [Pair(PROMPT, f"good {i}", f"poor {i}", event_id=f"shop\x1fe{i}") for i in range(4)]
     evidence = evidence_of([*pairs, Pair(PROMPT, "good 9", "poor 9", weight=0.0, event_id="muted")])
-    candidate = Readings(np.array([0.5, -2.0, -1.0, 3.0, -9.0]), np.zeros(0))
-    live = Readings(np.array([0.5, 1.0, 1.0, 1.0, 9.0]), np.zeros(0))
+    candidate = Readings(np.array([0.5, -2.0, -1.0, 3.0]), np.zeros(0))
+    live = Readings(np.array([0.5, 1.0, 1.0, 1.0]), np.zeros(0))
     found = reward_examples(evidence, candidate, live)
     assert [each.signal for each in found] == ["shop\x1fe1", "shop\x1fe2"]
     assert [side.text for side in found[0].sides] == ["good 1", "poor 1"]

@@ -48,6 +48,18 @@ def test_a_start_from_the_base_is_due_when_signals_have_grown(signals: int, vers
     assert (chosen.version, chosen.is_fresh) == (version, is_fresh)
 
 
+@pytest.mark.parametrize(("signals", "is_fresh"), [(1_600, False), (2_249, False), (2_250, True)])
+def test_after_a_start_that_did_not_go_live_signals_have_to_grow_again(signals: int, is_fresh: bool) -> None:
+    chosen = choose_start(STORE, "3", signals, 1.5, refused=1_500)
+    assert chosen.is_fresh is is_fresh
+    assert "1500 of the last fresh start, which did not go live" in chosen.reason or is_fresh
+
+
+def test_a_start_that_did_not_go_live_before_the_last_one_that_did_holds_up_nothing() -> None:
+    assert choose_start(STORE, "3", 1_500, 1.5, refused=900).is_fresh
+    assert choose_start(Versions({}), None, 10, 1.5, refused=10).is_fresh  # a first version is tried each time
+
+
 def test_the_first_round_starts_from_the_base() -> None:
     assert choose_start(STORE, "1", 10, 1.5).is_fresh
     assert choose_start(Versions({}), None, 10, 1.5).version is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rewardloop_trainer.assessment.checks import no_worse
-from rewardloop_trainer.assessment.measures import share_of
+from rewardloop_trainer.assessment.measures import mean_of
 from rewardloop_trainer.assessment.policies.ladder import fit_ladder
 from rewardloop_trainer.assessment.policies.length_controlled import length_controlled
 from rewardloop_trainer.data.logistic import sigmoid
@@ -124,16 +124,16 @@ def test_a_loss_of_the_margin_passes_a_check_with_the_probability_that_was_asked
         for seed in range(400):
             chance = np.random.default_rng(seed)
             changes = chance.choice([-1.0, 0.0, 1.0], 200, p=[0.1 + loss, 0.8 - loss, 0.1])
-            check = no_worse("slice", "x", share_of(changes, np.arange(200)), margin=0.05, alpha=0.05)
+            check = no_worse("slice", "x", mean_of(changes, np.arange(200)), margin=0.05, alpha=0.05)
             passed[loss] += check.passed
     assert passed[0.05] / 400 <= 0.08
     assert passed[0.0] / 400 >= 0.4
 
 
 def test_no_evidence_is_no_pass_and_no_change_is_one() -> None:
-    nothing = share_of(np.zeros(0), np.zeros(0, dtype=np.int64))
+    nothing = mean_of(np.zeros(0), np.zeros(0, dtype=np.int64))
     assert not no_worse("slice", "x", nothing, margin=0.5, alpha=0.05).passed
-    one = share_of(np.ones(1), np.zeros(1, dtype=np.int64))
+    one = mean_of(np.ones(1), np.zeros(1, dtype=np.int64))
     assert not no_worse("slice", "x", one, margin=0.5, alpha=0.05).passed
-    same = share_of(np.zeros(30), np.arange(30))
+    same = mean_of(np.zeros(30), np.arange(30))
     assert no_worse("slice", "x", same, margin=0.0, alpha=0.05).passed

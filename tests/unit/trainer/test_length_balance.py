@@ -49,5 +49,16 @@ def test_other_records_keep_their_place_and_weight() -> None:
     ]
     balanced = balance_length(records)
     assert balanced[1] == records[1]
-    assert balanced[0].weight == pytest.approx(2.0 * 0.5 / 0.75)
-    assert balanced[2].weight == pytest.approx(0.5 / 0.25)
+    # The longer response won 2 + 1 + 1 of a weight of 5, and the shorter one 1.
+    assert balanced[0].weight == pytest.approx(2.0 * 0.5 / (4 / 5))
+    assert balanced[2].weight == pytest.approx(0.5 / (1 / 5))
+    longer, shorter = (sum(balanced[i].weight for i in places) for places in ((0, 3, 4), (2,)))
+    assert longer == pytest.approx(shorter)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-6])
+def test_signals_that_weigh_nothing_say_nothing_of_length(weight: float) -> None:
+    heard = [Pair(PROMPT, *texts) for texts in (("long answer", "short"), ("short", "long answer")) for _ in range(4)]
+    muted = [Pair(PROMPT, "a far longer answer", "short", weight=weight) for _ in range(90)]
+    balanced = balance_length([*heard, *muted])
+    assert [each.weight for each in balanced[: len(heard)]] == pytest.approx([1.0] * len(heard), abs=1e-3)

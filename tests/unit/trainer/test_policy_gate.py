@@ -114,7 +114,7 @@ def test_an_independent_judge_decides_and_scores_are_told_beside_it() -> None:
     """The scores call every answer better; the judge, which the update did not see, calls it worse."""
     answers = [[BETTER]] * 20, [[LIVE]] * 20
     verdict = judge_policy(*answers, LIMITS, judged=[0.25] * 20)
-    assert verdict.figures["gate_win_rate"] == verdict.figures["gate_win_rate_upper"] == 0.25
+    assert 0.25 == verdict.figures["gate_win_rate"] < verdict.figures["gate_win_rate_upper"] < 0.5
     assert verdict.figures["gate_score_win_rate"] == 1.0
     assert [reason for reason in verdict.reasons if "win rate" in reason]
     assert judge_policy(*answers, LIMITS, judged=[1.0] * 20).passed

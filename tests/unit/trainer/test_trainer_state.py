@@ -65,7 +65,30 @@ def test_unknown_phase_is_refused(tmp_path: Path) -> None:
 
 
 def test_finished_round_moves_what_is_learned() -> None:
-    assert ModelState("5-0", 2, 0.0, ROUND).finished(50.0) == ModelState("9-1", 3, 50.0, None)
+    assert ModelState("5-0", 2, 0.0, ROUND).finished(50.0, "refused") == ModelState("9-1", 3, 50.0, None)
+
+
+def test_a_start_from_the_base_that_did_not_go_live_is_remembered_until_another_one(tmp_path: Path) -> None:
+    fresh, other = replace(ROUND, is_fresh=True), replace(ROUND, signals=90)
+    file = StateFile(tmp_path)
+    seen = []
+    known = ModelState()
+    for now, outcome in ((fresh, "refused"), (other, "promoted"), (replace(fresh, signals=99), "given_up")):
+        known = replace(known, round=now).finished(50.0, outcome)
+        file.write(TrainerState().with_model("reward", known))
+        seen.append(StateFile(tmp_path).read().of("reward").fresh_refused)
+    assert seen == [70, 70, 99]
+    assert replace(ModelState(), round=fresh).finished(50.0, "promoted").fresh_refused == 0
+
+
+def test_a_state_of_an_earlier_release_knows_of_no_such_start(tmp_path: Path) -> None:
+    file = StateFile(tmp_path)
+    file.write(TrainerState().with_model("reward", ModelState(round=ROUND)))
+    raw = json.loads(file.path.read_text())
+    del raw["models"]["reward"]["fresh_refused"], raw["models"]["reward"]["round"]["is_fresh"]
+    file.path.write_text(json.dumps(raw))
+    known = file.read().of("reward")
+    assert (known.fresh_refused, known.round) == (0, ROUND)
 
 
 def test_round_keys_differ_between_trainers_models_and_rounds() -> None:

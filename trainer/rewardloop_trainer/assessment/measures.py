@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints, clustered_mean
+from rewardloop_trainer.evaluation.clusters import ClusteredMean, ClusteredShare, Ints, as_share, clustered_mean
 from rewardloop_trainer.reports.parts import Measured
 from rewardloop_trainer.reward.evaluate import Floats
 
@@ -20,9 +20,14 @@ def measured(mean: ClusteredMean) -> Measured:
     return Measured(mean.mean, mean.lower(ALPHA), mean.upper(ALPHA))
 
 
-def share_of(values: Floats, clusters: Ints) -> ClusteredMean:
-    """Return the mean of shares or differences, (n,), whose clusters are given; NaN without any."""
+def mean_of(values: Floats, clusters: Ints) -> ClusteredMean:
+    """Return the mean of values or differences, (n,), whose clusters are given; NaN without any."""
     return clustered_mean(values, np.ones(len(values)), clusters)
+
+
+def share_of(values: Floats, clusters: Ints) -> ClusteredShare:
+    """Return the mean of values in [0, 1], (n,), whose clusters are given; NaN without any."""
+    return as_share(mean_of(values, clusters))
 
 
 def named(name: str, mean: ClusteredMean) -> dict[str, float]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rewardloop_trainer.audit.judged import Judged
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, clustered_mean
+from rewardloop_trainer.evaluation.clusters import ClusteredMean, ClusteredShare, as_share, clustered_mean
 from rewardloop_trainer.reports.parts import Measured
 
 ALPHA = 0.025  # on either side of an interval
@@ -63,7 +63,7 @@ def lean_to_longer(judged: Iterable[Judged], others: Iterable[Judged] = ()) -> L
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    mean: ClusteredMean
+    mean: ClusteredShare
     choices: int
     people: int
 
@@ -84,7 +84,7 @@ def _shares(judged: Iterable[Judged], of: Callable[[Judged], bool | None]) -> _S
             person = each.gesture.person or each.gesture.key
             clusters.append(numbers.setdefault(person, len(numbers)))
     found = clustered_mean(np.array(values), np.ones(len(values)), np.array(clusters, dtype=np.int64))
-    return _Share(found, len(values), len(numbers))
+    return _Share(as_share(found), len(values), len(numbers))
 
 
 def _against(mine: _Share, theirs: _Share | None) -> Leaning:

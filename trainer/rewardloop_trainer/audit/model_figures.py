@@ -12,7 +12,7 @@ from rewardloop_trainer.audit.judged import Judged
 from rewardloop_trainer.audit.leanings import ALPHA
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.data.split import prompt_key
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, clustered_mean
+from rewardloop_trainer.evaluation.clusters import ClusteredMean, as_share, clustered_mean
 from rewardloop_trainer.evaluation.likelihood import best_slope, calibration_error
 from rewardloop_trainer.reports.parts import Measured
 from rewardloop_trainer.reward.evaluate import Floats, correctness
@@ -81,7 +81,7 @@ def measure_model(pairs: Sequence[Pair], margins: Floats) -> ModelFigures:
     fondness = clustered_mean(prefers_longer - longer_won, weights, clusters)
     return ModelFigures(
         len(pairs),
-        _measured(clustered_mean(right, weights, clusters), len(pairs)),
+        _measured(as_share(clustered_mean(right, weights, clusters)), len(pairs)),
         baseline,
         clustered_mean(right - (longer_won if baseline > 0.5 else 0.5), weights, clusters),
         float(shorter.mean()) if len(shorter) else math.nan,

@@ -14,7 +14,7 @@ import numpy as np
 
 from rewardloop_trainer.audit.leanings import ALPHA
 from rewardloop_trainer.data.preferences import Pair, Prompt
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, clustered_mean
+from rewardloop_trainer.evaluation.clusters import ClusteredMean, as_share, clustered_mean
 from rewardloop_trainer.reports.parts import Measured
 from rewardloop_trainer.reward.evaluate import Floats, correctness
 
@@ -127,8 +127,7 @@ def measure_probe(name: str, pairs: Sequence[Pair], margins: Floats, deviation: 
     numbers: dict[Prompt, int] = {}
     clusters = np.array([numbers.setdefault(pair.prompt, len(numbers)) for pair in pairs], dtype=np.int64)
     ones = np.ones(len(pairs))
-    preferred, moved = (
-        clustered_mean(values, ones, clusters) for values in (correctness(margins), margins / max(deviation, 1e-9))
-    )
+    preferred = as_share(clustered_mean(correctness(margins), ones, clusters))
+    moved = clustered_mean(margins / max(deviation, 1e-9), ones, clusters)
     shown = [Measured(each.mean, each.lower(ALPHA), each.upper(ALPHA)) for each in (preferred, moved)]
     return Probed(name, len(pairs), shown[0], shown[1], (preferred, moved))

@@ -62,3 +62,14 @@ class PolicyTrainSettings(ServerAccess, PolicySettings):
         if (self.version or self.publish) and not self.store:
             raise ValueError("--version and --publish need --store")
         return self
+
+    @model_validator(mode="after")
+    def _reads_what_is_set(self) -> Self:
+        """Raises ValueError for a threshold that only the rounds of the trainer read."""
+        unread = [f"live_test.{name}" for name in sorted(self.live_test.model_fields_set)]
+        unread += ["gate.earlier_version"] if "earlier_version" in self.gate.model_fields_set else []
+        if unread:
+            raise ValueError(f"{', '.join(unread)}: read in rounds of `rewardloop train` alone")
+        if self.base and self.gate.anchor:
+            raise ValueError("gate.anchor names a version of the line of --version, and a base has no line yet")
+        return self

@@ -23,7 +23,7 @@ from rewardloop_trainer.commands.reward_train_settings import RewardTrainSetting
 from rewardloop_trainer.data.base_path import check_base_path
 from rewardloop_trainer.data.files.reward_rows import RewardData
 from rewardloop_trainer.data.length_share import LengthShare
-from rewardloop_trainer.data.preferences import Record, pairs_of
+from rewardloop_trainer.data.preferences import Record, pairs_of, weighing
 from rewardloop_trainer.data.replay import Replay
 from rewardloop_trainer.data.validation import validation_part
 from rewardloop_trainer.data.weights.source_weights import measure_sources, source_figures, weigh_sources
@@ -108,7 +108,7 @@ class RewardTrainRun:
 
         train, judged = self._records.train, self._records.heldout
         measured = measure_sources((*train, *judged))
-        weighed = [each for each in weigh_sources(train, measured, settings.source_floor) if each.weight > 0]
+        weighed = weighing(weigh_sources(train, measured, settings.source_floor))
         learned, validation = validation_part(weighed, settings.share_apart)
         checkpoints = out / "checkpoints"
         try:
@@ -234,7 +234,7 @@ class RewardTrainRun:
         )
 
     def _trial(self, model: RewardModel, start: RewardStart, length: LengthShare) -> Trial:
-        data, pairs = self._records, pairs_of(self._records.heldout)
+        data, pairs = self._records, pairs_of(weighing(self._records.heldout))
         tried = encode_records(start.encoder, (*data.heldout, *data.train)[:_TRIED]).examples
         calibration = encode_records(start.encoder, data.train[:_CALIBRATION]).examples
         return Trial(
@@ -249,7 +249,7 @@ class RewardTrainRun:
 
     def _length_share(self, model: RewardModel, start: RewardStart) -> LengthShare:
         share, control = self._learning.share_apart, self._learning.length_control
-        learned, validation = map(pairs_of, validation_part(self._records.train, share))
+        learned, validation = map(pairs_of, validation_part(weighing(self._records.train), share))
         return fit_length_share(model, start.encoder, validation or learned, learned, control)
 
     @cached_property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from rewardloop.formats.signals import judged_alone, person_of, signal_key
 from rewardloop.formats.text import Turn, turns
@@ -107,6 +107,7 @@ class Labelled:
 
 
 Record: TypeAlias = Pair | TiedPair | RankedList | Labelled
+_Record = TypeVar("_Record", bound=Record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,11 @@ def comparisons_in(responses: int) -> float:
     behaviour counts as one: a single act gave all of it.
     """
     return math.sqrt(responses - 1)
+
+
+def weighing(records: Iterable[_Record]) -> list[_Record]:
+    """Return the records that weigh something. Those of people or sources that are not heard are no evidence."""
+    return [record for record in records if record.weight > 0]
 
 
 def pairs_of(records: Iterable[Record]) -> list[Pair]:

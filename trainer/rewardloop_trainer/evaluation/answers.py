@@ -13,7 +13,7 @@ import numpy as np
 from rewardloop.formats.text import Encoder
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.data.completions import Completion, encode_completions, sequence_logprobs
-from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList, Record
+from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList, Record, weighing
 from rewardloop_trainer.data.split import prompt_key
 from rewardloop_trainer.evaluation.policy_gate import Answered, Fluency, FromAnchor, judge_policy, plan_of, win_share
 from rewardloop_trainer.evaluation.refused_examples import policy_examples
@@ -193,7 +193,7 @@ def fluency(
 
 
 def _approved_rows(encoder: Encoder, heldout: Sequence[Record], most: int, seed: int) -> list[Completion]:
-    approved = dict.fromkeys((record.prompt, text) for record in heldout if (text := _approved(record)))
+    approved = dict.fromkeys((record.prompt, text) for record in weighing(heldout) if (text := _approved(record)))
     encoded = [row for row in encode_completions(encoder, list(approved)) if row is not None]
     random.Random(seed).shuffle(encoded)
     return encoded[:most]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # a process that asks an endpoint needs no torch
 Ints: TypeAlias = npt.NDArray[np.int64]
 
 _LEAST_FREEDOM = 2.0
+_ROUNDING = 1e-9  # an error below it is 0, but for rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,49 @@ class ClusteredMean:
         return self.mean + self._reach(alpha)
 
     def _reach(self, alpha: float) -> float:
-        return t_quantile(1 - alpha, max(self.clusters - 1, _LEAST_FREEDOM)) * self.error
+        return self._quantile(alpha) * self.error
+
+    def _quantile(self, alpha: float) -> float:
+        return t_quantile(1 - alpha, max(self.clusters - 1, _LEAST_FREEDOM))
+
+
+@dataclass(frozen=True, slots=True)
+class ClusteredShare(ClusteredMean):
+    """The mean of values in [0, 1], such as an accuracy or a win rate. Its bounds stay within 0 and 1.
+
+    Each bound is the one of two that is farther from the mean: that of `ClusteredMean`, which covers too little close
+    to 0 and 1, and Wilson's (1927) with p the mean, n the independent cases that would have its error, and t for z:
+
+        (p + t^2 / 2n -+ t sqrt(p (1 - p) / n + t^2 / 4n^2)) / (1 + t^2 / n),  n = p (1 - p) / error^2.
+
+    If no value differs from the others, each cluster is one case, so that a share of 1 has a lower bound below 1.
+    """
+
+    def lower(self, alpha: float) -> float:
+        """The bound that the true share is below with probability at most about ``alpha``; NaN without values."""
+        return (
+            math.nan
+            if math.isnan(self.mean)
+            else max(0.0, min(self.mean - self._reach(alpha), self._wilson(alpha, -1)))
+        )
+
+    def upper(self, alpha: float) -> float:
+        """The bound that the true share is above with probability at most about ``alpha``; NaN without values."""
+        return (
+            math.nan if math.isnan(self.mean) else min(1.0, max(self.mean + self._reach(alpha), self._wilson(alpha, 1)))
+        )
+
+    def _wilson(self, alpha: float, side: int) -> float:
+        p, t = self.mean, self._quantile(alpha)
+        variance = p * (1 - p)
+        cases = variance / self.error**2 if self.error > _ROUNDING and variance > 0 else self.clusters
+        # Multiplied by n, so that no case at all gives the bounds 0 and 1.
+        return (p * cases + t**2 / 2 + side * t * math.sqrt(max(variance, 0.0) * cases + t**2 / 4)) / (cases + t**2)
+
+
+def as_share(mean: ClusteredMean) -> ClusteredShare:
+    """Return the mean as one of values that are all in [0, 1]."""
+    return ClusteredShare(mean.mean, mean.error, mean.clusters)
 
 
 def clustered_mean(values: Floats, weights: Floats, clusters: Ints) -> ClusteredMean:
@@ -93,7 +136,7 @@ def effective_clusters(weights: Floats, clusters: Ints) -> float:
     return float(sizes.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
-def clustered_auc(scores: Floats, is_good: npt.NDArray[np.bool_], weights: Floats, clusters: Ints) -> ClusteredMean:
+def clustered_auc(scores: Floats, is_good: npt.NDArray[np.bool_], weights: Floats, clusters: Ints) -> ClusteredShare:
     """Return the probability that a good answer's score exceeds a bad one's, ties counted half.
 
     The error is DeLong's, summed over clusters (Obuchowski 1997).
@@ -106,7 +149,7 @@ def clustered_auc(scores: Floats, is_good: npt.NDArray[np.bool_], weights: Float
     """
     good, bad = weights * is_good, weights * ~is_good
     if not (good.sum() > 0 and bad.sum() > 0):
-        return ClusteredMean(math.nan, math.inf, 0.0)
+        return ClusteredShare(math.nan, math.inf, 0.0)
     order = np.unique(scores, return_inverse=True)[1]
     good_at, bad_at = np.bincount(order, weights=good), np.bincount(order, weights=bad)
     # The share of the other kind's weight that each answer is on the right side of.
@@ -116,7 +159,7 @@ def clustered_auc(scores: Floats, is_good: npt.NDArray[np.bool_], weights: Float
     parts = good * (above_bad - auc) / good.sum() + bad * (below_good - auc) / bad.sum()
     sizes = _sums(weights, clusters)
     residuals = _sums(parts, clusters)
-    return ClusteredMean(auc, _error(residuals[sizes > 0]), effective_clusters(weights, clusters))
+    return ClusteredShare(auc, _error(residuals[sizes > 0]), effective_clusters(weights, clusters))
 
 
 def t_quantile(probability: float, freedom: float) -> float:

@@ -15,7 +15,7 @@ from rewardloop.formats.text import Encoder, RefusedConversation
 from rewardloop_trainer.data.length_share import NO_SHARE, LengthShare
 from rewardloop_trainer.data.preferences import Labelled, Pair, Record, TiedPair, pairs_of
 from rewardloop_trainer.data.split import keys_of
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints, effective_clusters, two_way_mean
+from rewardloop_trainer.evaluation.clusters import ClusteredShare, Ints, as_share, effective_clusters, two_way_mean
 from rewardloop_trainer.reward.evaluate import Floats, correctness, pair_margins
 from rewardloop_trainer.reward.examples import logits_of, responses_of
 from rewardloop_trainer.reward.model import RewardModel
@@ -125,7 +125,7 @@ class Readings:
 
 
 def evidence_of(records: Iterable[Record], weights: RewardTraining | None = None) -> Evidence:
-    """Return what the records say.
+    """Return what the records say. A statement that weighs nothing is left out: it is no evidence.
 
     Args:
         records: Held-out records.
@@ -145,6 +145,9 @@ def evidence_of(records: Iterable[Record], weights: RewardTraining | None = None
                 graded.append((record, record.label, weights.pointwise_weight * record.weight, key))
             case _:
                 pairs += [(pair, 1.0, pair.weight, f"{key}.{i}") for i, pair in enumerate(pairs_of([record]))]
+
+    pairs = [row for row in pairs if row[2] > 0]
+    graded = [row for row in graded if row[2] > 0]
 
     def statements(rows: Sequence[tuple[Pair | Labelled, float, float, str]]) -> Statements:
         return Statements(
@@ -177,7 +180,7 @@ class AtRandom:
         choices: The choices whose exposure is known.
     """
 
-    accuracy: ClusteredMean
+    accuracy: ClusteredShare
     effective: float
     choices: int
 
@@ -199,7 +202,7 @@ def at_random(
     if not weighed.sum() > 0:
         return None
     one = np.zeros(len(pairs), dtype=np.int64)
-    mean = two_way_mean(correctness(margins), weighed, prompts, one if people is None else people)
+    mean = as_share(two_way_mean(correctness(margins), weighed, prompts, one if people is None else people))
     effective = float(weighed.sum() ** 2 / (weighed @ weighed))
     return AtRandom(mean, effective, int((weighed > 0).sum()))
 

@@ -1,7 +1,7 @@
 """How good a judge is on pairs that people judged too: agreement, consistency, biases and calibration, each bounded.
 
-Prompts are the unit. Every figure has a 95% interval: Student's t over prompts for differences, and Wilson's for
-with as many cases as the error over prompts allows for and by t, so that a share of 1 has an interval too.
+Prompts are the unit. Every figure has a 95% interval over prompts: that of `ClusteredMean` for differences, and that of
+`ClusteredShare` for shares, so that a share of 1 has an interval too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rewardloop_trainer.data.weights.source_weights import SourceWeight, measure_sources, source_key
-from rewardloop_trainer.evaluation.clusters import Ints, clustered_mean, t_quantile
+from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints, as_share, clustered_mean
 from rewardloop_trainer.judging.judge import Opinion
 from rewardloop_trainer.judging.pairs.candidates import Candidate, as_records
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rewardloop_trainer.reward.evaluate import Floats
 
 _ALPHA = 0.025
-_LEAST_FREEDOM = 2.0
 _BINS = 10
 
 
@@ -133,20 +132,17 @@ def _share(values: Sequence[float], judged: Sequence[Judged]) -> Bounded:
     if not values:
         return Bounded(math.nan, math.nan, math.nan)
     data = np.array(values, dtype=np.float64)
-    found = clustered_mean(data, np.ones(len(data)), _clusters(judged))
-    p, most = found.mean, float(len(data))
-    # The number of independent cases that would have this error, but no more than there are.
-    n = min(p * (1 - p) / found.error**2, most) if 0 < found.error < math.inf and 0 < p < 1 else found.clusters
-    z = t_quantile(1 - _ALPHA, max(found.clusters - 1, _LEAST_FREEDOM))
-    centre, reach = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return Bounded(p, max(0.0, (centre - reach) / (1 + z**2 / n)), min(1.0, (centre + reach) / (1 + z**2 / n)))
+    return _bounded(as_share(clustered_mean(data, np.ones(len(data)), _clusters(judged))))
 
 
 def _difference(values: Sequence[float], judged: Sequence[Judged]) -> Bounded:
     if not values:
         return Bounded(math.nan, math.nan, math.nan)
     data = np.array(values, dtype=np.float64)
-    found = clustered_mean(data, np.ones(len(data)), _clusters(judged))
+    return _bounded(clustered_mean(data, np.ones(len(data)), _clusters(judged)))
+
+
+def _bounded(found: ClusteredMean) -> Bounded:
     return Bounded(found.mean, found.lower(_ALPHA), found.upper(_ALPHA))
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from rewardloop.formats.signals import judged_alone, person_of, signal_key
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.data.preferences import NoSupport, check_support, pair_exposure
-from rewardloop_trainer.evaluation.clusters import clustered_mean
+from rewardloop_trainer.evaluation.clusters import as_share, clustered_mean
 from rewardloop_trainer.reward.evaluate import Floats
 
 _ALPHA = 0.025  # on either side of an interval
@@ -149,9 +149,9 @@ def off_policy_value(
         parts = policy_values * shown + each * (values - model_values)
         robust = _value(parts, of_cluster)
     return OffPolicy(
-        logged=_value(logged + shown * (values - logged), of_cluster),
+        logged=_share(logged + shown * (values - logged), of_cluster),
         ips=_value(each * values, of_cluster),
-        snips=_value(snips + residuals, of_cluster),
+        snips=_share(snips + residuals, of_cluster),
         doubly_robust=robust,
         effective_samples=float(each.sum() ** 2 / (each**2).sum()) if total > 0 else 0.0,
         truncated_share=float((weights > most_weight).mean()),
@@ -192,7 +192,7 @@ def position_bias(events: Sequence[feedback_pb2.FeedbackEvent]) -> PositionBias 
     if len(by_person) < LEAST_CLUSTERS:
         return None
     means = np.array([np.mean(won) for won in by_person.values()])
-    value = _value(means, np.arange(len(means)))
+    value = _share(means, np.arange(len(means)))
     return PositionBias(value, sum(map(len, by_person.values())), len(means))
 
 
@@ -206,4 +206,10 @@ def _exposure(shown: feedback_pb2.Shown, response: int, responses: int) -> float
 def _value(influenced: Floats, clusters: npt.NDArray[np.intp]) -> Value:
     """The mean of an estimate plus its influence function, (n,), with the interval over independent clusters."""
     found = clustered_mean(influenced, np.ones(len(influenced)), clusters)
+    return Value(found.mean, found.lower(_ALPHA), found.upper(_ALPHA))
+
+
+def _share(influenced: Floats, clusters: npt.NDArray[np.intp]) -> Value:
+    """The same of an estimate that is in [0, 1] by its construction, as no unbiased estimate by weights is."""
+    found = as_share(clustered_mean(influenced, np.ones(len(influenced)), clusters))
     return Value(found.mean, found.lower(_ALPHA), found.upper(_ALPHA))

@@ -22,7 +22,7 @@ def reward_examples(evidence: Evidence, candidate: Readings, live: Readings | No
         candidate: What the candidate says of it.
         live: What the live version says; None: there is none.
     """
-    counted = (evidence.comparisons.targets == 1.0) & (evidence.comparisons.weights > 0)
+    counted = evidence.comparisons.targets == 1.0
     margins = np.where(np.isfinite(candidate.margins), candidate.margins, 0.0)
     before = np.zeros(len(margins)) if live is None else np.where(np.isfinite(live.margins), live.margins, 0.0)
     worse = margins - before

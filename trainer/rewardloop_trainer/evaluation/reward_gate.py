@@ -9,7 +9,13 @@ from typing import Self
 
 import numpy as np
 
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, clustered_auc, clustered_mean
+from rewardloop_trainer.evaluation.clusters import (
+    ClusteredMean,
+    ClusteredShare,
+    as_share,
+    clustered_auc,
+    clustered_mean,
+)
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, at_random, joined
 from rewardloop_trainer.evaluation.likelihood import (
     best_slope,
@@ -180,7 +186,8 @@ def beats_chance(evidence: Evidence, model: Readings, rules: RewardGateRules) ->
         for name, mean in shown.items()
         if not mean.lower(rules.alpha) > 0.5
     ]
-    is_contradicted = any(mean.upper(rules.alpha) < 0.5 for mean in shown.values())
+    # By Student's t alone: the farther bound of a share would make this veto rarer.
+    is_contradicted = any(ClusteredMean.upper(mean, rules.alpha) < 0.5 for mean in shown.values())
     if shown and len(reasons) < len(shown) and not is_contradicted:
         return []
     if reasons:
@@ -189,14 +196,14 @@ def beats_chance(evidence: Evidence, model: Readings, rules: RewardGateRules) ->
     return [too_little(math.ceil(rules.least_prompts - have), have)]
 
 
-def agreement(evidence: Evidence, model: Readings) -> dict[str, ClusteredMean]:
+def agreement(evidence: Evidence, model: Readings) -> dict[str, ClusteredShare]:
     """How often the model agrees with people: accuracy of choices, and AUC of thumbs and ratings; 1/2 is chance."""
     strict, grades = evidence.comparisons.targets == 1.0, evidence.grades
     comparisons, decided = evidence.comparisons.where(strict), grades.targets != 0.5
     opinions = grades.where(decided)
     return {
-        "held-out accuracy": clustered_mean(
-            correctness(model.margins[strict]), comparisons.weights, comparisons.clusters
+        "held-out accuracy": as_share(
+            clustered_mean(correctness(model.margins[strict]), comparisons.weights, comparisons.clusters)
         ),
         "AUC of held-out thumbs and ratings": clustered_auc(
             model.logits[decided], opinions.targets > 0.5, opinions.weights, opinions.clusters

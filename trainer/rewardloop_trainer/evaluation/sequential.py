@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from rewardloop_trainer.evaluation.clusters import t_quantile
+from rewardloop_trainer.evaluation.clusters import ClusteredShare
 from rewardloop_trainer.reward.evaluate import Floats
 
 Decision = Literal["better", "worse", "open"]
@@ -64,8 +64,9 @@ class WinRatePlan:
         if n < 2:
             return Look(mean, 0.0, 1.0, "open")
         z = obrien_fleming(self.alpha, looks) * math.sqrt(self.prompts / n)
-        reach = t_quantile(NormalDist().cdf(z), n - 1) * float(wins.std(ddof=1)) / math.sqrt(n)
-        lower, upper = max(0.0, mean - reach), min(1.0, mean + reach)
+        share = ClusteredShare(mean, float(wins.std(ddof=1)) / math.sqrt(n), n)
+        alpha = 1 - NormalDist().cdf(z)
+        lower, upper = share.lower(alpha), share.upper(alpha)
         if lower > self.threshold:
             return Look(mean, lower, upper, "better")
         is_futile = n >= _FUTILE_FROM * self.prompts and mean <= self.threshold

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from rewardloop.formats.vocabulary import Algorithm, AlgorithmChoice
-from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, Record, pairs_of, thumbs_of
+from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, Record, pairs_of, thumbs_of, weighing
 from rewardloop_trainer.learning.run_control import NothingToLearnFrom as NothingToLearnFrom
 
 Judged = TypeVar("Judged", Pair, Labelled)
@@ -76,7 +76,7 @@ def pairs_from_thumbs(thumbs: Iterable[Labelled]) -> list[Pair]:
     pair has an annotator if both thumbs are one person's.
     """
     by_prompt: dict[Prompt, tuple[list[Labelled], list[Labelled]]] = {}
-    for thumb in thumbs:
+    for thumb in weighing(thumbs):
         by_prompt.setdefault(thumb.prompt, ([], []))[thumb.is_wanted].append(thumb)
     found: list[Pair] = []
     for prompt, (unwanted, wanted) in by_prompt.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -10,8 +10,8 @@ import structlog
 
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.vocabulary import Algorithm, OnlineAlgorithm
-from rewardloop_trainer.data.preferences import Labelled, Pair
-from rewardloop_trainer.data.weights.influence import Judged, cap_influence
+from rewardloop_trainer.data.preferences import Labelled, Pair, weighing
+from rewardloop_trainer.data.weights.influence import cap_influence
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
 from rewardloop_trainer.policy.dpo_train import DpoProgress, train_policy
@@ -80,20 +80,14 @@ def learn_policy(
     shares = settings.most_person_share, settings.most_source_share
     match choose_algorithm(settings.algorithm, train):
         case "dpo" | "simpo" | "orpo" as algorithm:
-            pairs = _weighing(cap_influence(_pairs(train, algorithm), *shares))
-            _learn_from_pairs(
-                model, encoder, pairs, heldout.all_as_pairs(), settings, _of(algorithm, settings), control, reference
-            )
+            pairs = cap_influence(weighing(_pairs(train, algorithm)), *shares)
+            judged = weighing(heldout.all_as_pairs())
+            _learn_from_pairs(model, encoder, pairs, judged, settings, _of(algorithm, settings), control, reference)
         case "kto":
-            thumbs = _weighing(cap_influence(_thumbs(train), *shares))
-            _learn_from_thumbs(model, encoder, thumbs, heldout.all_as_thumbs(), settings, control, reference)
+            thumbs = cap_influence(weighing(_thumbs(train)), *shares)
+            _learn_from_thumbs(model, encoder, thumbs, weighing(heldout.all_as_thumbs()), settings, control, reference)
         case online:
             _learn_from_answers(model, encoder, train, online, settings, score, control, reference)
-
-
-def _weighing(judged: Iterable[Judged]) -> list[Judged]:
-    """Return what weighs something."""
-    return [each for each in judged if each.weight > 0]
 
 
 def _of(algorithm: Algorithm, settings: PolicySettings) -> PairSettings:
@@ -110,7 +104,7 @@ def _pairs(train: Examples, algorithm: Algorithm) -> list[Pair]:
     """What ``train`` has for an algorithm that learns from pairs. Raises `NothingToLearnFrom`."""
     pairs = train.all_as_pairs()
     used = {pair.prompt for pair in pairs}
-    alone = sum(thumb.prompt not in used for thumb in train.thumbs)
+    alone = sum(thumb.prompt not in used for thumb in weighing(train.thumbs))
     if not pairs:
         hint = f"; kto, and so auto, learns from the {alone} thumbs that there are" if alone else ""
         raise NothingToLearnFrom(
@@ -196,7 +190,7 @@ def _learn_from_answers(
     reference: Reference | None,
 ) -> None:
     shares = settings.most_person_share, settings.most_source_share
-    pairs = _weighing(cap_influence(train.all_as_pairs(), *shares))
+    pairs = cap_influence(weighing(train.all_as_pairs()), *shares)
     task = task_of(algorithm, settings, encoder, train.prompts, pairs, settings.seed)
     if not task.prompts:
         raise NothingToLearnFrom("no prompt to train on leaves room for an answer")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.data.preferences import Record, pairs_of
+from rewardloop_trainer.data.preferences import Record, pairs_of, weighing
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.model_load import device_of
 from rewardloop_trainer.learning.world import World
@@ -96,8 +96,11 @@ def train_averaged(
 def measure_records(
     model: RewardModel, encoder: Encoder, records: Sequence[Record], settings: RewardTraining
 ) -> HeldOut:
-    """Measure a model on the pairs of records, on the device that the settings name; it ends on the CPU."""
-    pairs = pairs_of(records)
+    """Measure a model on the pairs of records that weigh something; it ends on the CPU.
+
+    The device is the one that the settings name.
+    """
+    pairs = pairs_of(weighing(records))
     model.to(device_of(settings))
     measured = measure(pairs, head_margins(model, encoder, pairs, 2 * settings.micro_batch_tokens))
     model.cpu()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.data.preferences import Record, pairs_of
+from rewardloop_trainer.data.preferences import Record, pairs_of, weighing
 from rewardloop_trainer.data.token_batches import rate_scale
 from rewardloop_trainer.data.weights.influence import cap_influence
 from rewardloop_trainer.data.weights.length_balance import balance_length
@@ -138,8 +138,7 @@ def train_reward(
         TrainingStopped: If ``should_stop`` returned true in any process; the checkpoint is written.
         NonFiniteGradients: If a step's gradients are not finite.
     """
-    train = cap_influence(train, settings.most_person_share, settings.most_source_share)
-    train = [record for record in train if record.weight > 0]  # those of people who are not heard weigh nothing
+    train = cap_influence(weighing(train), settings.most_person_share, settings.most_source_share)
     if settings.length_balance:
         train = balance_length(train)
     encoded = encode_records(encoder, train, settings.over_length)

@@ -34,6 +34,11 @@ class CurrentRound:
         """The name of this round in the notes of the version that it publishes."""
         return self._file.read().round_key(self.model, self.state.number)
 
+    @property
+    def fresh_refused(self) -> int:
+        """See `ModelState`."""
+        return self._file.read().of(self.model).fresh_refused
+
     def reach(self, changed: RoundState) -> None:
         """Replace the state of the round, which may be in another phase afterwards."""
         whole = self._file.read()

@@ -3,22 +3,25 @@
 A round from the live weights is cheap: it learns the new signals, with some old ones beside them. But its versions
 carry every earlier pass along, and a signal that is learned again in each round is learned by heart. A round from the
 base sees every signal that it is given equally often. It is due when the signals have grown by a factor since the last
-one. With a factor g, such rounds pass over a signal g / (g - 1) times on average, however many rounds there are.
+one, whether that one's version went live or not. With a factor g, such rounds pass over a signal g / (g - 1) times on
+average, however many rounds there are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rewardloop.formats.mixing.names import REWARD
+from rewardloop.formats.mixing.names import POLICY, REWARD
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS
 from rewardloop_trainer.rounds.line import first_of_line, line_of
+from rewardloop_trainer.rounds.policy_anchor import has_same_tokens
 
 # In a manifest's notes: the signals of the last round that started from the base.
 FRESH_SIGNALS = "fresh_signals"
 # In a manifest's notes: why its own round started from the base.
 _START = "start"
+_LAST = "the last fresh start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,9 @@ class StartChoice:
     reason: str
 
 
-def choose_start(store: ModelStore, live: str | None, signals: int, growth: float, model: str = REWARD) -> StartChoice:
+def choose_start(
+    store: ModelStore, live: str | None, signals: int, growth: float, model: str = REWARD, refused: int = 0
+) -> StartChoice:
     """Choose the weights that a round starts from.
 
     Args:
@@ -45,20 +50,42 @@ def choose_start(store: ModelStore, live: str | None, signals: int, growth: floa
         signals: Signals in the ledger up to the round's last one.
         growth: By what factor the signals have to grow from one start from the base to the next; 0 never starts there.
         model: The model's name.
+        refused: Signals in the ledger up to the last round that started from the base and whose version did not go
+            live; 0 if there was none.
     """
     if live is None:
         return StartChoice(None, True, "there is no live version")
     if growth == 0:
         return StartChoice(live, False, "starts from the base are off")
     learned = _signals_of_last_fresh(store.manifest(model, live))
-    if signals < growth * learned:
-        return StartChoice(
-            live, False, f"{signals} signals are not {growth:g} times the {learned} of the last fresh start"
-        )
+    last, tried = ("the last fresh start, which did not go live", refused) if refused > learned else (_LAST, learned)
+    if signals < growth * tried:
+        return StartChoice(live, False, f"{signals} signals are not {growth:g} times the {tried} of {last}")
     base = untrained_version(store, model, live)
     if base is None:
         return StartChoice(live, False, "the store has no version before the first training")
-    return StartChoice(base, True, f"{signals} signals, {learned} at the last fresh start")
+    return StartChoice(base, True, f"{signals} signals, {tried} at {last}")
+
+
+def choose_policy_start(
+    store: ModelStore, live: str, signals: int, growth: float, algorithm: str, refused: int = 0
+) -> StartChoice:
+    """Choose the weights that a policy's round starts from.
+
+    It is the live version if the version or the round learns from the policy's own answers, which are no signals, or if
+    the base has other tokens.
+
+    Args:
+        algorithm: What the round learns by, as the settings name it. Other arguments are those of `choose_start`.
+    """
+    growth = 0.0 if algorithm in ONLINE_ALGORITHMS else growth
+    chosen = choose_start(store, live, signals, growth, POLICY, refused)
+    base, parent = (store.manifest(POLICY, str(each)) for each in (chosen.version, live))
+    if not has_same_tokens(base, parent):
+        return StartChoice(live, False, f"policy {chosen.version} has other tokens than the live one")
+    if chosen.is_fresh and (own := learned_from_own_answers(store, POLICY, live)) is not None:
+        return StartChoice(live, False, f"policy {own} learned from its own answers, which are no signals")
+    return chosen
 
 
 def _signals_of_last_fresh(manifest: Manifest) -> int:

@@ -308,7 +308,7 @@ class Loop:
 
     def _close(self, model: ModelName, ended: RoundState, outcome: RoundEnd) -> None:
         state = self._file.read()
-        self._file.write(state.with_model(model, state.of(model).finished(self._clock())))
+        self._file.write(state.with_model(model, state.of(model).finished(self._clock(), outcome)))
         bound_files(self._settings.work_dir, model, ended.number)
         self._metrics.in_phase(model, "idle")
         self._metrics.count_round(model, outcome)

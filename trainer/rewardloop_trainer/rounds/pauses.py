@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
+from rewardloop_trainer.judging.judge import BudgetSpent, JudgeAway, Stopped
+from rewardloop_trainer.judging.replies import WorkInUse
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_TEXTS = (*(os.strerror(number).lower() for number in _FULL), "database or disk is full")
@@ -29,6 +35,25 @@ class Waiting(Exception):
         super().__init__(f"{reason}: look again in {seconds:g} s")
         self.seconds = seconds
         self.reason = reason
+
+
+@contextmanager
+def waiting_for_rewards() -> Iterator[None]:
+    """Raise `ServerAway` if the scoring service, or a chat model that judges or rates, cannot be asked now.
+
+    The round waits for it.
+
+    Raises:
+        Interrupted: If the process was asked to end while the chat model was asked.
+    """
+    try:
+        yield
+    except (Unavailable, Overloaded, DeadlineExceeded) as error:
+        raise ServerAway(f"no rewards: {error}") from error
+    except (JudgeAway, BudgetSpent, WorkInUse) as error:
+        raise ServerAway(f"no chat model: {error}") from error
+    except Stopped as error:
+        raise Interrupted from error
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -6,8 +6,7 @@ The proof is that of an export: the policy worker can serve the trained version,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,14 +14,9 @@ from pathlib import Path
 import structlog
 
 from rewardloop.formats.mixing.names import REWARD
-from rewardloop.formats.store import Manifest, StoreError
-from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS, Algorithm
-from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
-from rewardloop_data.source_file import UnreadableFile
+from rewardloop.formats.store import Manifest
+from rewardloop.formats.vocabulary import Algorithm
 from rewardloop_trainer.assessment.checks import cases_of, check_figures
-from rewardloop_trainer.assessment.judges import score_judge
-from rewardloop_trainer.assessment.policies.assessors import opened_assessors
-from rewardloop_trainer.assessment.policies.checks import check_contenders
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.data.weights.source_weights import measure_sources, weigh_sources
 from rewardloop_trainer.evaluation.answers import Contenders, Scorer, compare_policies, server_scorer
@@ -30,9 +24,6 @@ from rewardloop_trainer.evaluation.hacking_watch import HackingWatch, Point
 from rewardloop_trainer.evaluation.policy_judge import NoJudge
 from rewardloop_trainer.export.errors import ExportFailed
 from rewardloop_trainer.export.policy import prove_policy
-from rewardloop_trainer.judging.judge import BudgetSpent, JudgeAway, JudgeError, Stopped
-from rewardloop_trainer.judging.replies import UnusableWork, WorkInUse
-from rewardloop_trainer.judging.rubric import UnusableRubric
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
@@ -42,27 +33,20 @@ from rewardloop_trainer.policy.examples import Examples, choose_algorithm
 from rewardloop_trainer.policy.learn import Trained, learn_policy
 from rewardloop_trainer.policy.online.sampler import SamplerAway
 from rewardloop_trainer.policy.reference import Reference
-from rewardloop_trainer.policy.rewards import Reward, floored_parts, score_groups
+from rewardloop_trainer.policy.rewards import Reward, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
-from rewardloop_trainer.reward.start import NothingToTrain
-from rewardloop_trainer.rounds.fresh_start import (
-    FRESH_SIGNALS,
-    StartChoice,
-    choose_start,
-    learned_from_own_answers,
-    note_start,
-)
+from rewardloop_trainer.rounds.fresh_start import FRESH_SIGNALS, StartChoice, choose_policy_start, note_start
+from rewardloop_trainer.rounds.judges.candidate_checks import Asked, CheckedCandidate, UnusableCheck, check_candidate
 from rewardloop_trainer.rounds.judges.earlier_judge import earlier_judge
 from rewardloop_trainer.rounds.judges.own_judge import own_judge
 from rewardloop_trainer.rounds.live_pointer import live_version
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
-from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
+from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting, waiting_for_rewards
 from rewardloop_trainer.rounds.policy_anchor import (
     ANCHOR_NOTE,
     UnusableAnchor,
     anchor_version,
-    has_same_tokens,
     reference_of,
     used_up,
 )
@@ -75,11 +59,6 @@ log = structlog.get_logger()
 
 # What a version's manifest says as its parent's does, unless its round says otherwise.
 _INHERITED_NOTES = ("layout", "max_length", FRESH_SIGNALS)
-# Why a check cannot be made, now or later, so that the candidate is refused.
-_UNUSABLE = (
-    *(ValueError, OSError, UnreadableFile, StoreError, NothingToTrain, ImportError),
-    *(JudgeError, UnusableRubric, UnusableWork),
-)
 # The figures of a step that a line of the log shows.
 _LOGGED = ("accuracy", "margin", "score", "kl", "tokens", "no_end", "clipped", "sampler_kl")
 
@@ -106,6 +85,7 @@ class PolicyRound(ModelRound):
             raise Refused(spent)
         self._judge_scorer  # noqa: B018 - a round that nobody can judge is refused before it trains
         if not self._version.exists():
+            self._begin_training(self._chosen_start)
             report, (train, heldout) = RunReport(self._reports), self._examples()
             try:
                 algorithm = choose_algorithm(self._settings.policy.algorithm, train)
@@ -146,7 +126,7 @@ class PolicyRound(ModelRound):
         return Examples.of(weigh_sources(train, measured, floor)), Examples.of(heldout)
 
     def _score(self, asked: Sequence[Prompt], said: Sequence[Sequence[str]]) -> Sequence[Sequence[Reward | None]]:
-        with _waiting_for_rewards():
+        with waiting_for_rewards():
             return score_groups(
                 self._server, asked, said, model=self._settings.policy.reward_model, on_batch=self._stop_if_asked
             )
@@ -178,7 +158,7 @@ class PolicyRound(ModelRound):
         except ExportFailed as error:
             raise Refused(Reason("export", str(error))) from error
         judge = self._judge_scorer
-        with _waiting_for_rewards():
+        with waiting_for_rewards():
             found = compare_policies(
                 self._contenders(),
                 self._replay.heldout,
@@ -205,24 +185,13 @@ class PolicyRound(ModelRound):
 
     def _check(self, judge: Scorer | None) -> list[Reason]:
         """Make the checks of the settings and write their report. Returns the reasons of those that refuse."""
-        settings = self._policy_settings
-        contenders = self._contenders()
-        score = judge or server_scorer(self._server, on_batch=self._stop_if_asked)
-        work = self._settings.work_dir / "checks"
-        judging = score_judge(self._settings.policy.gate.judge, score)
-        parts = partial(floored_parts, self._server, model=settings.reward_model, on_batch=self._stop_if_asked)
-        opened = opened_assessors(settings.checks, self._store, work, self._stop, judging, parts)
+        candidate = CheckedCandidate(
+            self._contenders(), self._live.tokenizer(), self._replay.heldout, self._policy_settings
+        )
+        asked = Asked(self._server, self._store, self._settings.work_dir / "checks", self._stop, self._stop_if_asked)
         try:
-            with _waiting_for_rewards(), opened as assessors:
-                checks = check_contenders(
-                    contenders,
-                    self._live.tokenizer(),
-                    self._replay.heldout,
-                    settings,
-                    assessors,
-                    self._stop_if_asked,
-                )
-        except _UNUSABLE as error:
+            checks = check_candidate(candidate, asked, judge)
+        except UnusableCheck as error:
             return [Reason("other", f"a check could not be made: {error}")]
         self._reach("trained", check_figures(checks))
         self._metrics.show_policy_gate(check_figures(checks))
@@ -392,39 +361,16 @@ class PolicyRound(ModelRound):
     @cached_property
     def _start(self) -> PolicyStart:
         """What the round trains: the live version, or now and then the base of its line, with all signals anew."""
-        chosen = self._chosen_start
-        log.info("start of the round", version=chosen.version, fresh=chosen.is_fresh, reason=chosen.reason)
-        return start_from_store(self._store, str(chosen.version), max_length=0)
+        return start_from_store(self._store, str(self._chosen_start.version), max_length=0)
 
     @cached_property
     def _chosen_start(self) -> StartChoice:
-        """Where the round starts: from the live version, if it or this round learns from the policy's own answers."""
         now, settings = self._current.state, self._settings
-        learns_signals = settings.policy.algorithm not in ONLINE_ALGORITHMS
-        growth = settings.policy_fresh_growth if learns_signals else 0.0
-        chosen = choose_start(self._store, now.parent, now.signals, growth, self.model)
-        base, live = (self._store.manifest(self.model, str(each)) for each in (chosen.version, now.parent))
-        if not has_same_tokens(base, live):
-            return StartChoice(now.parent, False, f"policy {chosen.version} has other tokens than the live one")
-        if chosen.is_fresh and (own := learned_from_own_answers(self._store, self.model, str(now.parent))) is not None:
-            return StartChoice(now.parent, False, f"policy {own} learned from its own answers, which are no signals")
-        return chosen
-
-
-@contextmanager
-def _waiting_for_rewards() -> Iterator[None]:
-    """Raise `ServerAway` if the scoring service, or a chat model that judges or rates, cannot be asked now.
-
-    The round waits for it.
-
-    Raises:
-        Interrupted: If the process was asked to end while the chat model was asked.
-    """
-    try:
-        yield
-    except (Unavailable, Overloaded, DeadlineExceeded) as error:
-        raise ServerAway(f"no rewards: {error}") from error
-    except (JudgeAway, BudgetSpent, WorkInUse) as error:
-        raise ServerAway(f"no chat model: {error}") from error
-    except Stopped as error:
-        raise Interrupted from error
+        return choose_policy_start(
+            self._store,
+            str(now.parent),
+            now.signals,
+            settings.policy_fresh_growth,
+            settings.policy.algorithm,
+            self._current.fresh_refused,
+        )

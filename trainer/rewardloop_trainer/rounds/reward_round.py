@@ -16,7 +16,7 @@ from rewardloop_data.source_file import UnreadableFile
 from rewardloop_trainer.assessment.checks import Check, cases_of, check_figures
 from rewardloop_trainer.assessment.reward_models.checks import check_models
 from rewardloop_trainer.data.length_share import LengthShare
-from rewardloop_trainer.data.preferences import Record, pairs_of
+from rewardloop_trainer.data.preferences import Record, pairs_of, weighing
 from rewardloop_trainer.data.replay import Replay, readable
 from rewardloop_trainer.data.validation import validation_part
 from rewardloop_trainer.data.weights.source_weights import (
@@ -132,7 +132,7 @@ class RewardRound(ModelRound):
         if muted := muted_sources(measured, floor):
             log.warning("signals of these sources are not learned from: they agree too little", sources=muted)
         self._metrics.show_sources({key: each.weight for key, each in measured.items()}, len(muted))
-        weighed = [each for each in weigh_sources(train, measured, floor) if each.weight > 0]
+        weighed = weighing(weigh_sources(train, measured, floor))
         if not weighed:
             raise Refused(Reason("no_data", f"all signals are of muted sources: {', '.join(muted)}"))
         return weighed
@@ -140,7 +140,7 @@ class RewardRound(ModelRound):
     def _start_of_training(self) -> tuple[RewardStart, Sequence[Record]]:
         """Return the model that the round trains, and what it learns from."""
         live, chosen = self._start(), self._chosen_start
-        log.info("start of the round", version=chosen.version, fresh=chosen.is_fresh, reason=chosen.reason)
+        self._begin_training(chosen)
         if not chosen.is_fresh:
             return live, self._records.train
         if chosen.version == self._current.state.parent:
@@ -157,7 +157,7 @@ class RewardRound(ModelRound):
     def _chosen_start(self) -> StartChoice:
         now, settings = self._current.state, self._settings.reward
         growth = 0.0 if is_delta(self._start(), settings) else settings.fresh_growth
-        return choose_start(self._store, now.parent, now.signals, growth, self.model)
+        return choose_start(self._store, now.parent, now.signals, growth, self.model, self._current.fresh_refused)
 
     def _export(self) -> None:
         start, model = self._start(), self._trained()
@@ -175,7 +175,7 @@ class RewardRound(ModelRound):
         heldout, train = self._records.heldout, self._records.train
         tried = encode_records(encoder, (*heldout, *train)[:_PARITY_RECORDS]).examples
         calibration = encode_records(encoder, train[:_CALIBRATION_RECORDS]).examples
-        pairs = pairs_of(heldout)
+        pairs = pairs_of(weighing(heldout))
         length = self._length_share(model, encoder)
         return Trial(
             encoder,
@@ -284,7 +284,7 @@ class RewardRound(ModelRound):
         It is fitted on the validation part of the round's signals, or on others of them if that part is small.
         """
         settings = self._settings.reward
-        learned, validation = map(pairs_of, validation_part(self._records.train, settings.share_apart))
+        learned, validation = map(pairs_of, validation_part(weighing(self._records.train), settings.share_apart))
         pairs = validation if len(validation) >= _SLOPE_PAIRS else [*validation, *learned][:_SLOPE_PAIRS]
         return fit_length_share(model, encoder, pairs, learned, settings.length_control)
 

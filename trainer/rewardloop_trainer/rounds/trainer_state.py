@@ -21,7 +21,7 @@ from rewardloop_trainer.archive.fence import Fence
 from rewardloop_trainer.archive.identity import OtherArchive, identify, identity_of
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.segment_files import order
-from rewardloop_trainer.vocabulary import PHASES, Phase
+from rewardloop_trainer.vocabulary import PHASES, Phase, RoundEnd
 
 log = structlog.get_logger()
 
@@ -54,6 +54,7 @@ class RoundState:
         erasures: How many erasures the ledger had behind it when the round began. Signals of a later one may have been
             learned in the round.
         metrics: Figures of training and gate.
+        is_fresh: Whether it has begun to train from the base, with all signals that are kept.
     """
 
     number: int
@@ -70,6 +71,7 @@ class RoundState:
     started_at: float = 0.0
     erasures: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    is_fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +83,24 @@ class ModelState:
         rounds: How many rounds have ended.
         ended_at: When the last one ended, in Unix seconds; 0 before the first.
         round: The round under way, if any.
+        fresh_refused: The ``signals`` of the last round that trained from the base and whose version did not go live;
+            0 for none.
     """
 
     learned_through: str = ""
     rounds: int = 0
     ended_at: float = 0.0
     round: RoundState | None = None
+    fresh_refused: int = 0
 
-    def finished(self, ended_at: float) -> ModelState:
-        """Return the state after the round under way has ended, whatever its outcome."""
-        if self.round is None:
+    def finished(self, ended_at: float, outcome: RoundEnd) -> ModelState:
+        """Return the state after the round under way has ended."""
+        ended = self.round
+        if ended is None:
             raise ValueError("no round is under way")
-        return ModelState(self.round.until_stream_id, self.rounds + 1, ended_at, None)
+        is_refused_start = ended.is_fresh and outcome != "promoted"
+        refused = ended.signals if is_refused_start else self.fresh_refused
+        return ModelState(ended.until_stream_id, self.rounds + 1, ended_at, None, refused)
 
 
 @dataclass(frozen=True, slots=True)

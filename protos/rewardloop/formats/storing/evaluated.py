@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 MOST_BYTES = 2**20
 FOLDER = ".evaluated"
 _LATEST_S = 253_402_300_799.0  # the end of the year 9999, which is as late as timestamps reach
+# What object stores call the tag of an object's content, or the number of its write.
+_TAGS = ("ETag", "etag", "generation", "md5Hash")
+# A file that changed so shortly before it was read may change again without looking different.
+_SETTLED_S = 2.0
+
+_Known: TypeAlias = "tuple[Hashable, Evaluated | None]"
 
 
 class EvaluatedError(Exception):
@@ -59,7 +66,7 @@ class Evaluated:
 
 
 class EvaluatedVersions:
-    """Keeps and reads what was found of one store's versions.
+    """Keeps and reads what was found of one store's versions. Threads may share it.
 
     Args:
         filesystem: The store's fsspec file system.
@@ -68,6 +75,8 @@ class EvaluatedVersions:
 
     def __init__(self, filesystem: Any, root: str) -> None:
         self._fs, self._root = filesystem, root
+        # By model and file: what was read, and how the file looked.
+        self._known: dict[str, dict[str, _Known]] = {}
 
     def keep(self, model: str, version: str, found: Evaluated) -> None:
         """Keep what was found, in the place of what was found before. Raises EvaluatedError."""
@@ -86,14 +95,74 @@ class EvaluatedVersions:
         Raises:
             EvaluatedError: If the store cannot be read.
         """
-        path = self._path(model, version)
+        found = self._read(self._path(model, version))
+        return found if found is not None and found.digest == digest else None
+
+    def read_each(
+        self, model: str, digests: Mapping[str, str]
+    ) -> tuple[dict[str, Evaluated], dict[str, EvaluatedError]]:
+        """Read what was found of a model's versions. Files that look as they did at the last call are not read again.
+
+        Args:
+            model: The model.
+            digests: The digest of each version.
+
+        Returns:
+            What was found, without versions of which nothing was, and why a file cannot be read, both by version.
+
+        Raises:
+            EvaluatedError: If the store cannot be read.
+        """
+        before, known = self._known.get(model, {}), dict[str, _Known]()
+        found: dict[str, Evaluated] = {}
+        failed: dict[str, EvaluatedError] = {}
+        looks = self._looks(model)
+        for version, digest in digests.items():
+            path = self._path(model, version)
+            if path not in looks:
+                continue
+            look = looks[path]
+            try:
+                it = before[path][1] if path in before and before[path][0] == look else self._read(path)
+            except EvaluatedError as error:
+                failed[version] = error
+                continue
+            if look is not None:
+                known[path] = look, it
+            if it is not None and it.digest == digest:
+                found[version] = it
+        self._known[model] = known
+        return found, failed
+
+    def _looks(self, model: str) -> dict[str, Hashable]:
+        """Return how each file of a model looks, by its path: None if it may change without looking different."""
+        folder = f"{self._root}/{model}/{FOLDER}"
         try:
-            found = Evaluated.from_json(self._fs.cat_file(path, 0, MOST_BYTES + 1))
+            self._fs.invalidate_cache(folder)
+            return {str(entry["name"]): _look(entry) for entry in self._fs.ls(folder, detail=True)}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except Exception as error:  # as above
+            raise EvaluatedError(f"{folder} cannot be read: {error}") from error
+
+    def _read(self, path: str) -> Evaluated | None:
+        try:
+            return Evaluated.from_json(self._fs.cat_file(path, 0, MOST_BYTES + 1))
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, OverflowError, RecursionError):
             return None
         except Exception as error:  # as above
             raise EvaluatedError(f"{path} cannot be read: {error}") from error
-        return found if found.digest == digest else None
 
     def _path(self, model: str, version: str) -> str:
         return f"{self._root}/{model}/{FOLDER}/{version}.json"
+
+
+def _look(entry: Mapping[str, Any]) -> Hashable:
+    """Return what differs between any two contents of a listed file; None if nothing does for certain."""
+    if tags := tuple(str(entry[name]) for name in _TAGS if entry.get(name)):
+        return tags
+    if "ino" not in entry or "mtime" not in entry:
+        return None
+    times = (entry["mtime"], entry.get("created", 0.0))
+    is_settled = time.time() - max(times) > _SETTLED_S
+    return (entry["ino"], entry.get("size"), *times) if is_settled else None

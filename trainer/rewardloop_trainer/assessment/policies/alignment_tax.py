@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rewardloop_trainer.assessment.measures import share_of
+from rewardloop_trainer.assessment.measures import mean_of
 from rewardloop_trainer.evaluation.clusters import ClusteredMean
 from rewardloop_trainer.reward.evaluate import Floats
 
@@ -106,7 +106,7 @@ def compare_tasks(ours: Mapping[str, TaskResult], theirs: Mapping[str, TaskResul
         shared = sorted(set(one.values) & set(other.values))
         gains: Floats = np.array([one.values[i] - other.values[i] for i in shared], dtype=np.float64)
         lost = tuple(one.documents[i] for i, gain in zip(shared, gains, strict=True) if gain < 0)
-        found.append(TaskDifference(name, one.deciding, share_of(gains, np.arange(len(gains))), lost))
+        found.append(TaskDifference(name, one.deciding, mean_of(gains, np.arange(len(gains))), lost))
     return found
 
 

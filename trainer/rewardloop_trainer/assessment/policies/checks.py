@@ -11,7 +11,7 @@ import numpy as np
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.assessment.checks import MOST_CASES, Check, no_worse, parts_to_judge, too_few
-from rewardloop_trainer.assessment.measures import measured, share_of
+from rewardloop_trainer.assessment.measures import mean_of, measured
 from rewardloop_trainer.assessment.policies.alignment_tax import TaskDifference, compare_tasks, run_tasks
 from rewardloop_trainer.assessment.policies.assessors import Assessors
 from rewardloop_trainer.assessment.policies.contender import Contender
@@ -205,7 +205,7 @@ def _refusal_check(prompts: Sequence[Prompt], ours: Answers, theirs: Answers, se
     """Compare how often both policies decline prompts that people asked them."""
     assert settings.refusals is not None
     share, live = (np.array([np.mean(list(map(is_refusal, group))) for group in each.texts]) for each in (ours, theirs))
-    fewer = share_of(live - share, np.arange(len(prompts)))
+    fewer = mean_of(live - share, np.arange(len(prompts)))
     cases = []
     for i in np.flatnonzero(share > live).tolist():
         declined = next(text for text in ours.texts[i] if is_refusal(text))

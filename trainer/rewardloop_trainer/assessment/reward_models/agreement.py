@@ -12,7 +12,14 @@ import numpy as np
 from rewardloop_trainer.assessment.reward_models.bag_of_words import Preference, fit_bag_of_words
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.data.split import keys_of
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints, clustered_mean, two_way_mean
+from rewardloop_trainer.evaluation.clusters import (
+    ClusteredMean,
+    ClusteredShare,
+    Ints,
+    as_share,
+    clustered_mean,
+    two_way_mean,
+)
 from rewardloop_trainer.evaluation.evidence import AtRandom, Evidence, Mask, Readings, at_random
 from rewardloop_trainer.reward.evaluate import Floats, correctness
 
@@ -59,9 +66,9 @@ class Choices:
         """Whether two or more people chose, so that intervals say something of others."""
         return len(np.unique(self.people)) > 1
 
-    def accuracy(self, margins: Floats) -> ClusteredMean:
+    def accuracy(self, margins: Floats) -> ClusteredShare:
         """How often margins, (n,), order the answers as people did, with an error over prompts and people."""
-        return two_way_mean(correctness(margins), self.weights, self.prompts, self.people)
+        return as_share(two_way_mean(correctness(margins), self.weights, self.prompts, self.people))
 
     def at_random(self, margins: Floats) -> AtRandom | None:
         """The same as if the pairs had been drawn at random; None if it is not known how any pair came to be shown."""
@@ -113,8 +120,8 @@ class Ceiling:
         judgements: The choices about pairs that two or more people judged.
     """
 
-    pairwise: ClusteredMean
-    by_majority: ClusteredMean
+    pairwise: ClusteredShare
+    by_majority: ClusteredShare
     judgements: int
 
 
@@ -141,7 +148,9 @@ def human_ceiling(choices: Choices) -> Ceiling | None:
     if not places:
         return None
     of, clusters = np.array(places), choices.prompts[np.array(places)]
-    one, most = (clustered_mean(np.array(values), choices.weights[of], clusters) for values in (agreeing, majority))
+    one, most = (
+        as_share(clustered_mean(np.array(values), choices.weights[of], clusters)) for values in (agreeing, majority)
+    )
     return Ceiling(one, most, len(places))
 
 

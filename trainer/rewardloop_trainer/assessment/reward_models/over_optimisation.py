@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewardloop_trainer.assessment.measures import share_of
+from rewardloop_trainer.assessment.measures import mean_of
 from rewardloop_trainer.assessment.policies.contender import AnswersInFile
 from rewardloop_trainer.evaluation.answers import Scorer
 from rewardloop_trainer.evaluation.clusters import ClusteredMean
@@ -88,11 +88,11 @@ def over_optimisation(rewards: Sequence[Floats], judged: Sequence[Floats]) -> Ov
     clusters = np.arange(len(usable))
     scaled = values / np.array(deviations)[None, :, None]
     curve = tuple(
-        BestOf(n, math.log(n) - (n - 1) / n, share_of(scaled[:, 0, i], clusters), share_of(scaled[:, 1, i], clusters))
+        BestOf(n, math.log(n) - (n - 1) / n, mean_of(scaled[:, 0, i], clusters), mean_of(scaled[:, 1, i], clusters))
         for i, n in enumerate(sizes)
     )
     peak = int(np.argmax([point.judge.mean for point in curve]))
-    loss = share_of(scaled[:, 1, peak] - scaled[:, 1, -1], clusters)
+    loss = mean_of(scaled[:, 1, peak] - scaled[:, 1, -1], clusters)
     return OverOptimisation(curve, curve[peak].n, loss, len(usable))
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewardloop_trainer.assessment.measures import share_of
+from rewardloop_trainer.assessment.measures import mean_of
 from rewardloop_trainer.assessment.refusals import is_refusal
 from rewardloop_trainer.assessment.safety.raters import NamedRater
 from rewardloop_trainer.assessment.safety.suites import SafetyPrompt
 from rewardloop_trainer.data.preferences import Prompt
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints
+from rewardloop_trainer.evaluation.clusters import ClusteredMean, ClusteredShare, Ints, as_share
 from rewardloop_trainer.reward.evaluate import Floats
 
 # Gives some answers to each conversation.
@@ -50,9 +50,9 @@ class SuiteResult:
     failed: Floats
     failures: tuple[Failure, ...]
 
-    def rate(self, places: Ints | None = None) -> ClusteredMean:
+    def rate(self, places: Ints | None = None) -> ClusteredShare:
         """The rate of failures among the prompts at ``places``, or all."""
-        return _over(self.failed if places is None else self.failed[places])
+        return as_share(_over(self.failed if places is None else self.failed[places]))
 
     def increase(self, other: SuiteResult, places: Ints | None = None) -> ClusteredMean:
         """By how much the rate is above that of another policy on the same prompts."""
@@ -116,4 +116,4 @@ def _failure(prompt: SafetyPrompt, text: str, unsafe: float | None, threshold: f
 
 def _over(values: Floats) -> ClusteredMean:
     known = values[np.isfinite(values)]
-    return share_of(known, np.arange(len(known)))
+    return mean_of(known, np.arange(len(known)))

@@ -301,6 +301,10 @@ def _checks(
     stages: Stages,
 ) -> list[Check]:
     has_regression = settings.regression is not None and settings.regression.exists()
+    if settings.regression is not None and not has_regression:
+        if not settings.red_team:
+            raise NothingToEvaluate(f"{settings.regression}: there is no such suite, and no attack that could begin it")
+        stages(f"{settings.regression}: there is no such suite yet, so that no check is made of it")
     wanted = PolicyChecks.model_validate(
         {
             "length": settings.least_win_rate,

@@ -154,7 +154,7 @@ def _generalisation(
     on_seen = seen.accuracy(strict_margins(evidence, first.read(evidence)))
     tags = {tag for pair in pairs_of(train) for tag in _tags(pair)}
     is_known = np.array([_tags(pair) <= tags for pair in choices.pairs], dtype=bool)
-    by_domain = {
+    by_domain: dict[str, ClusteredMean] = {
         name: choices.where(mask).accuracy(margins[mask])
         for name, mask in (("known domains", is_known), ("unknown domains", ~is_known))
         if mask.any() and not mask.all()

@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from rewardloop.formats.mixing.names import POLICY, REWARD, further_models
 from rewardloop.process.settings import ProcessSettings
 from rewardloop_trainer.chat_settings import AskedModel, JudgingModel
 from rewardloop_trainer.policy.check_settings import RATERS, RaterSettings
+
+# Thresholds and what they are about, of which only one kind of model is measured.
+_OF_REWARD_MODELS = (
+    *("benchmarks", "answers", "slice_margin", "benchmark_margin", "least_over_length", "most_calibration_error"),
+    *("most_overfit", "most_over_optimisation"),
+)
+_OF_POLICIES = (
+    *("judge", "ask", "people", "tasks", "suites", "rater", "red_team", "paraphrase", "regression"),
+    *("least_win_rate", "least_judged_win_rate", "refusal_margin", "task_margin", "safety_margin", "most_red_team"),
+)
 
 
 class EvaluateSettings(ProcessSettings):
@@ -137,6 +147,22 @@ class EvaluateSettings(ProcessSettings):
         return value
 
     @model_validator(mode="after")
+    def _measures_what_is_named(self) -> Self:
+        others, kind = (_OF_REWARD_MODELS, "reward models") if self.model == POLICY else (_OF_POLICIES, "policies")
+        if unread := [name for name in others if self._is_given(name)]:
+            raise ValueError(f"{', '.join(unread)}: measured of {kind} alone, and model is {self.model}")
+        if self.judges and not (self.model == POLICY or self.answers):
+            raise ValueError("judges of a reward model judge over-optimisation: they need answers")
+        if "most_red_team" in self.model_fields_set and self.regression is None:
+            raise ValueError("most_red_team is a threshold for the suite regression: set both, or neither")
+        return self
+
+    def _is_given(self, name: str) -> bool:
+        """Whether anything of a setting, or of a group of them, was given."""
+        value = getattr(self, name)
+        return bool(value.model_fields_set) if isinstance(value, BaseModel) else name in self.model_fields_set
+
+    @model_validator(mode="after")
     def _is_whole(self) -> Self:
         if bool(self.version) == bool(self.directory) and not (self.model == POLICY and self.versions):
             raise ValueError("name what is evaluated: either version or directory")
@@ -148,9 +174,6 @@ class EvaluateSettings(ProcessSettings):
             raise ValueError("red_team needs suites: attacks are made of those of their prompts that must be refused")
         if self.paraphrase.is_named and not self.red_team:
             raise ValueError("paraphrase writes attacks in other words: it needs red_team")
-        of_rewards = [name for name in ("most_overfit", "most_over_optimisation") if getattr(self, name) is not None]
-        if of_rewards and self.model == POLICY:
-            raise ValueError(f"{', '.join(of_rewards)}: a threshold of reward models, and not of a policy")
         if self.most_overfit is not None and not (self.train or self.work_dir):
             raise ValueError("most_overfit needs training signals: train, or those of work_dir")
         if self.most_over_optimisation is not None and not (self.answers and self.judges):
@@ -162,13 +185,12 @@ class EvaluateSettings(ProcessSettings):
             "task_margin": self.tasks,
             "safety_margin": self.suites,
             "least_win_rate": self.judges or self.judge.is_named,
-            "least_judged_win_rate": self.model == POLICY and self.judge.is_named,
-            "refusal_margin": self.model == POLICY,
+            "least_judged_win_rate": self.judge.is_named,
         }
         for name, what in margins.items():
             if getattr(self, name) is not None and not what:
                 raise ValueError(f"{name} needs what it is about")
-        compared = [name for name in (*margins, "slice_margin") if getattr(self, name) is not None]
+        compared = [name for name in (*margins, "slice_margin", "refusal_margin") if getattr(self, name) is not None]
         if compared and not self.against:
             raise ValueError(f"{', '.join(compared)}: a comparison needs against")
         return self

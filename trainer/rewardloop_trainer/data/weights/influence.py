@@ -39,7 +39,7 @@ def _cap_sources(judged: Sequence[Judged], most_share: float) -> Sequence[Judged
 def _cap_people(judged: Sequence[Judged], most_share: float) -> list[Judged]:
     of_person: dict[str, float] = {}
     for each in judged:
-        if each.annotator:
+        if each.annotator and each.weight > 0:  # who is not heard takes nothing from the equal shares of the others
             of_person[each.annotator] = of_person.get(each.annotator, 0.0) + each.weight
     unnamed = sum(each.weight for each in judged if not each.annotator)
     scales = _scales(of_person, unnamed, max(most_share, 2 / max(len(of_person), 1)))

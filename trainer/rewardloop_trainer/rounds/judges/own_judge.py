@@ -16,7 +16,7 @@ import torch
 
 from rewardloop.formats.store import ModelStore, StoreError
 from rewardloop_trainer.data.base_text import UnusableBase
-from rewardloop_trainer.data.preferences import Record
+from rewardloop_trainer.data.preferences import Record, weighing
 from rewardloop_trainer.evaluation.policy_judge import NoJudge, PolicyJudge
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.reward.average import train_averaged
@@ -68,7 +68,7 @@ def own_judge(
         is_same = all(before[name] == value for name, value in about.items())
         if is_same and before["signals"] <= now.signals < _GROWTH * before["signals"]:
             return PolicyJudge(RewardModel.load(kept / "model"), start.encoder)
-    learned = records()
+    learned = weighing(records())
     least = settings.reward.gate_prompts
     if len(learned) < least:
         raise NoJudge(

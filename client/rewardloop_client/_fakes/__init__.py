@@ -1,0 +1,1 @@
+"""Parts of the client in memory, each with the rules of one service."""

@@ -1,0 +1,168 @@
+"""Bounds of shares: within 0 and 1, as sure as they say close to 1, and never looser for a gate than Student's t."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from rewardloop_trainer.assessment.measures import measured, share_of
+from rewardloop_trainer.evaluation.clusters import (
+    ClusteredMean,
+    ClusteredShare,
+    as_share,
+    clustered_auc,
+    clustered_mean,
+)
+from rewardloop_trainer.evaluation.off_policy import off_policy_value
+from rewardloop_trainer.evaluation.sequential import WinRatePlan
+
+PAGE = Path(__file__).parents[3] / "docs" / "explanation" / "gates.md"
+Floats = npt.NDArray[np.float64]
+_GATE_ALPHA = 0.04
+
+
+def of_count(successes: int, cases: int) -> ClusteredMean:
+    """The mean of independent cases."""
+    values = np.array([1.0] * successes + [0.0] * (cases - successes))
+    return clustered_mean(values, np.ones(cases), np.arange(cases))
+
+
+def chances(cases: int, share: float) -> Floats:
+    """The probability of each number of successes, (cases + 1,)."""
+    return np.array([math.comb(cases, k) * share**k * (1 - share) ** (cases - k) for k in range(cases + 1)])
+
+
+def least_coverage(cases: int, shares: Floats, kind: Callable[[ClusteredMean], ClusteredMean]) -> float:
+    """How often the 95% interval holds the truth at the least favourable share, computed over all samples."""
+    found = [kind(of_count(k, cases)) for k in range(cases + 1)]
+    lower, upper = (np.array([bound(each, 0.025) for each in found]) for bound in (_lower, _upper))
+    return min(float(chances(cases, p)[(lower <= p) & (p <= upper)].sum()) for p in shares)
+
+
+def _lower(mean: ClusteredMean, alpha: float) -> float:
+    return mean.lower(alpha)
+
+
+def _upper(mean: ClusteredMean, alpha: float) -> float:
+    return mean.upper(alpha)
+
+
+def by_t(mean: ClusteredMean) -> ClusteredMean:
+    return mean
+
+
+def cells(heading: str) -> dict[str, list[float]]:
+    """The rows of the page's table with this heading."""
+    below = PAGE.read_text(encoding="utf-8").partition(f"| {heading} |")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in below.splitlines()[2:]]
+    return {name: [float(cell) for cell in values] for name, *values in rows}
+
+
+def test_an_interval_of_a_share_stays_within_0_and_1() -> None:
+    for cases in (2, 5, 20, 38):
+        for k in range(cases + 1):
+            found = measured(as_share(of_count(k, cases)))
+            assert 0 <= found.lower <= found.value <= found.upper <= 1
+    assert of_count(36, 38).upper(0.025) > 1  # by Student's t alone
+
+
+def test_a_share_without_a_failure_has_an_interval_that_narrows_with_evidence() -> None:
+    lower = [as_share(of_count(n, n)).lower(0.025) for n in (5, 10, 50, 500)]
+    assert lower == sorted(lower)
+    assert lower[0] < 0.5 < lower[1]
+    assert 0.9 < lower[2] < 0.95
+    assert as_share(of_count(0, 10)).upper(0.025) == pytest.approx(1 - lower[1])
+
+
+def test_values_that_are_all_alike_but_for_rounding_say_no_more_than_their_prompts() -> None:
+    values = np.array([2 / 3, 1 - 1 / 3, (0.1 + 0.2) / 0.45] * 20)
+    found = share_of(values, np.arange(60) % 2)
+    assert found.lower(0.025) < 0.45
+    assert found.upper(0.025) > 0.9
+
+
+def test_wilsons_bound_by_hand() -> None:
+    """8 of 10 with n = 10 * 9 / 10 because the error divides by n - 1, and t(9) = 2.262 for z."""
+    p, n, t = 0.8, 9.0, 2.2622
+    by_hand = (p + t**2 / (2 * n) - t * math.sqrt(p * (1 - p) / n + t**2 / (4 * n**2))) / (1 + t**2 / n)
+    assert as_share(of_count(8, 10)).lower(0.025) == pytest.approx(by_hand, abs=1e-3)
+
+
+def test_nothing_known_is_no_bound() -> None:
+    nothing = share_of(np.zeros(0), np.zeros(0, dtype=np.int64))
+    assert math.isnan(nothing.lower(0.025))
+    assert math.isnan(nothing.upper(0.025))
+    one = share_of(np.ones(3), np.zeros(3, dtype=np.int64))  # of one prompt
+    assert (one.lower(0.025), one.upper(0.025)) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("place", "cases"), list(enumerate((5, 10, 20, 50, 100))))
+def test_intervals_hold_the_truth_as_often_as_the_page_says(place: int, cases: int) -> None:
+    told = cells("shares and bounds")
+    for name, shares in (("0.5 to 0.9", np.arange(0.5, 0.9, 0.01)), ("0.9 to 0.999", np.arange(0.9, 0.9995, 0.001))):
+        now = least_coverage(cases, shares, as_share)
+        assert now >= 0.94
+        assert told[f"{name}, the farther of both"][place] == pytest.approx(100 * now, abs=0.06)
+        assert told[f"{name}, by t alone"][place] == pytest.approx(100 * least_coverage(cases, shares, by_t), abs=0.06)
+
+
+def test_intervals_over_prompts_with_several_weighted_choices_hold_the_truth() -> None:
+    """40 prompts of 1 to 4 choices that share their prompt's accuracy, near 0.93; weights differ threefold."""
+    held: list[bool] = []
+    held_by_t: list[bool] = []
+    for seed in range(1_500):
+        chance = np.random.default_rng(seed)
+        prompts = np.repeat(np.arange(40), chance.integers(1, 5, 40))
+        accuracy = chance.beta(9.3, 0.7, 40)
+        values = (chance.random(len(prompts)) < accuracy[prompts]).astype(np.float64)
+        mean = clustered_mean(values, chance.uniform(0.5, 1.5, len(prompts)), prompts)
+        for found, kept in ((as_share(mean), held), (mean, held_by_t)):
+            kept.append(found.lower(0.025) <= 0.93 <= found.upper(0.025))
+    assert np.mean(held) >= 0.94
+    assert np.mean(held) > np.mean(held_by_t)
+
+
+def test_no_gate_passes_what_students_t_refused() -> None:
+    """A gate asks whether the lower bound is above a threshold, or the upper one below it."""
+    chance = np.random.default_rng(1)
+    for _ in range(500):
+        clusters = np.sort(chance.integers(0, 30, 60))
+        values = chance.choice([0.0, 0.5, 1.0], 60, p=chance.dirichlet([0.4, 0.3, 1.0]))
+        mean = clustered_mean(values, chance.uniform(0.1, 2.0, 60), clusters)
+        share = as_share(mean)
+        for alpha in (0.001, 0.025, 0.04):
+            assert share.lower(alpha) <= max(0.0, mean.lower(alpha))
+            assert share.upper(alpha) >= min(1.0, mean.upper(alpha))
+
+
+@pytest.mark.parametrize("prompts", [50, 100, 300])
+def test_a_first_version_passes_as_often_as_the_page_says(prompts: int) -> None:
+    told = cells("first version, accuracy")
+    for name, kind in ((f"{prompts} prompts", as_share), (f"{prompts} prompts, by t alone", by_t)):
+        passes = np.array([kind(of_count(k, prompts)).lower(_GATE_ALPHA) > 0.5 for k in range(prompts + 1)])
+        found = [100 * float(chances(prompts, p)[passes].sum()) for p in (0.45, 0.5, 0.55, 0.6, 0.65, 0.7)]
+        assert told[name] == pytest.approx(found, abs=0.06)
+        assert found[1] <= 5
+
+
+def test_auc_and_self_normalised_values_have_bounds_of_shares() -> None:
+    scores, is_good = np.arange(20.0), np.arange(20) >= 10
+    scores[0] = 15.5
+    auc = clustered_auc(scores, is_good, np.ones(20), np.arange(20))
+    assert isinstance(auc, ClusteredShare)
+    assert auc.upper(0.025) <= 1 < auc.mean + 3 * auc.error
+    values = np.array([1.0] * 39 + [0.0])
+    found = off_policy_value(values, np.ones(40), [str(i) for i in range(40)])
+    for value in (found.logged, found.snips):
+        assert 0.8 < value.lower < value.estimate < value.upper <= 1
+
+
+def test_a_look_at_wins_without_a_loss_has_a_lower_bound_below_1() -> None:
+    look = WinRatePlan(100, 0.5, 0.04).look(np.ones(100))
+    assert look.decision == "better"
+    assert 0.9 < look.lower < 1 == look.upper
