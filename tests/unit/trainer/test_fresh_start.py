@@ -62,6 +62,7 @@ def test_a_start_that_did_not_go_live_before_the_last_one_that_did_holds_up_noth
 
 def test_the_first_round_starts_from_the_base() -> None:
     assert choose_start(STORE, "1", 10, 1.5).is_fresh
+    assert choose_start(STORE, "1", 10, 1.5, refused=9).is_fresh  # and so does the next one, until one goes live
     assert choose_start(Versions({}), None, 10, 1.5).version is None
 
 

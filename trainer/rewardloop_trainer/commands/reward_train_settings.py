@@ -64,7 +64,7 @@ class RewardTrainSettings(ProcessSettings, RewardHyperparameters):
     @model_validator(mode="after")
     def _has_what_it_compares_with(self) -> Self:
         """Raises ValueError for a threshold of the comparison with the start, which a new model has not."""
-        unread = [name for name in ("gate_margin", "gate_tolerance") if name in self.model_fields_set]
+        unread: list[str] = [name for name in ("gate_margin", "gate_tolerance") if name in self.model_fields_set]
         unread += [f"checks.{name}" for name in ("benchmark", "slice") if getattr(self.checks, name) is not None]
         if self.base and unread:
             raise ValueError(f"{', '.join(unread)}: a comparison with the version where training starts: name version")

@@ -58,10 +58,11 @@ def choose_start(
     if growth == 0:
         return StartChoice(live, False, "starts from the base are off")
     learned = _signals_of_last_fresh(store.manifest(model, live))
+    base = untrained_version(store, model, live)
+    refused = 0 if base == live else refused  # what has learned nothing has nothing to go on from
     last, tried = ("the last fresh start, which did not go live", refused) if refused > learned else (_LAST, learned)
     if signals < growth * tried:
         return StartChoice(live, False, f"{signals} signals are not {growth:g} times the {tried} of {last}")
-    base = untrained_version(store, model, live)
     if base is None:
         return StartChoice(live, False, "the store has no version before the first training")
     return StartChoice(base, True, f"{signals} signals, {tried} at {last}")
