@@ -140,9 +140,7 @@ def test_a_file_that_proves_nothing_is_refused(change: Callable[[Any], object], 
     assert server.history == [], "nothing was asked of the server"
 
 
-async def test_a_server_that_dies_and_returns_is_waited_for_and_proves_anew(
-    redis: Redis, tmp_path: Path
-) -> None:
+async def test_a_server_that_dies_and_returns_is_waited_for_and_proves_anew(redis: Redis, tmp_path: Path) -> None:
     published(tmp_path)
     port = free_port()
     right = expected()
