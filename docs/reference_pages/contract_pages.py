@@ -82,6 +82,7 @@ _LAYOUT = """A version directory holds `manifest.json`, which is written last. T
 | version | files |
 | --- | --- |
 | whole reward model | `model.onnx`, `tokenizer.json`, `torch/` with the weights that training goes on from |
+| reward model on [another server](../how-to/reward-server.md) | `pooling.json` with proof, `tokenizer.json` |
 | reward delta | `adapter.onnx_adapter`, `tokenizer.json`, `torch/lora.safetensors`, `torch/heads.safetensors` |
 | policy | a Hugging Face directory: `config.json`, `*.safetensors`, the tokenizer's files |
 """

@@ -17,6 +17,7 @@ from typing import Any
 import httpx2
 import structlog
 
+from rewardloop.process.http_servers import said
 from rewardloop_policy.policy_text import Answer
 from rewardloop_policy.speech import Speech
 from rewardloop_policy.vllm_versions import VllmPolicy, VllmVersions
@@ -34,7 +35,6 @@ from rewardloop_sampling.vllm_client import (
     read_list,
     read_tokens,
     refusal,
-    said,
 )
 from rewardloop_server.calls.errors import DeadlinePassed, NotLoadable, PolicyUnavailable, QueueFull, RewardloopError
 from rewardloop_server.calls.vocabulary import SAMPLING_LANE, Stage

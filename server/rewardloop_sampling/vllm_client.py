@@ -12,11 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import httpx2
 
-from rewardloop.process.socket_owner import is_loopback
+from rewardloop.process.http_servers import address_of, client_arguments, said
 
 MODELS, COMPLETIONS = "/v1/models", "/v1/completions"
 _LOAD, _UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
@@ -82,20 +81,12 @@ class VllmEndpoint:
     @property
     def address(self) -> str:
         """The server as messages name it, without what the URL may hold beside host and port."""
-        parts = urlsplit(self.url)
-        return f"vllm at {parts.hostname}" + (f":{parts.port}" if parts.port else "")
+        return f"vllm at {address_of(self.url)}"
 
     @property
     def http(self) -> Mapping[str, Any]:
         """The arguments of an HTTP client of either kind."""
-        return {
-            "base_url": self.url,
-            "headers": {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {},
-            "timeout": self.timeout_s,
-            "limits": httpx2.Limits(max_connections=self.parallel),
-            # A proxy of the environment cannot reach what listens on this machine's loopback.
-            "trust_env": not is_loopback(urlsplit(self.url).hostname or ""),
-        }
+        return client_arguments(self.url, api_key=self.api_key, parallel=self.parallel, timeout_s=self.timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,11 +285,6 @@ def read_list(holder: Any, key: str) -> Sequence[Any]:
     if not isinstance(found, list):
         raise VllmGarbage(f"{key}: not a list")
     return found
-
-
-def said(text: str) -> str:
-    """Return the text of an error reply, in one line."""
-    return " ".join(text.split())[:300]
 
 
 def _served(entry: Any) -> Served:

@@ -13,6 +13,7 @@ from pathlib import Path
 from rewardloop.formats.mixing.mixture_file import BadMixtures, MixtureFile, read_mixtures
 from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.formats.storing.pooling_file import POOLING
 from rewardloop.formats.vocabulary import LANES
 from rewardloop_server.channel.front import Front
 from rewardloop_server.channel.link import EngineLink
@@ -28,9 +29,13 @@ from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.mixing.mixture_scorer import MixtureScorer
 from rewardloop_server.mixing.scorers import Scorers
 from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.pooling.dialects import DIALECTS
+from rewardloop_server.pooling.endpoint import PoolingEndpoint
+from rewardloop_server.pooling.loading import PooledVersions
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.batching import Batching, Version
 from rewardloop_server.scoring.cache import ScoreCache
+from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring.score_group import GroupScorer, TraceStages
 from rewardloop_server.scoring.shadow import ShadowScorer
 from rewardloop_server.scoring.tokenize import TokenizePool
@@ -62,22 +67,33 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class LocalEngine:
-    """An engine in this process: sessions, and the queue in front of them."""
+    """An engine in this process: sessions and servers elsewhere, and the queue in front of them."""
 
     watch: Watch
     prober: Prober
     pool: SessionPool
+    pooled: PooledVersions
     batcher: Batcher
     store: ModelStore
 
     @property
     def engine(self) -> Engine:
         """The engine as other parts see it."""
-        return Engine(self.watch, self.batcher, self.store, self.pool.load, self.prober.close)
+        return Engine(self.watch, self.batcher, self.store, self.load, self.close)
+
+    def load(self, manifest: Manifest, directory: Path) -> RewardModel:
+        """Return the version, warm, by what runs it: a graph here, or a server elsewhere. Both say what is raised."""
+        is_elsewhere = POOLING in manifest.files
+        return self.pooled.load(manifest, directory) if is_elsewhere else self.pool.load(manifest, directory)
+
+    def close(self) -> None:
+        """End its child processes, and its calls of servers elsewhere."""
+        self.prober.close()
+        self.pooled.close()
 
 
 def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetrics) -> LocalEngine:
-    """Choose the device, and build the sessions' pool and the batcher."""
+    """Choose the device, and build the sessions' pool, what calls servers elsewhere, and the batcher."""
     device = choose_device(
         settings.device,
         threads=settings.intra_op_threads,
@@ -96,6 +112,7 @@ def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetr
     prober = Prober(device, load_limits)
     is_probed = settings.load_probe == "always" or (settings.load_probe == "unsigned" and not settings.trusted_keys)
     pool = SessionPool(store, device, metrics, limits=load_limits, watch=watch, prober=prober if is_probed else None)
+    pooled = PooledVersions(pooling_endpoints(settings), metrics, load_limits, watch)
     batcher = Batcher(
         token_budget=settings.token_budget,
         lanes=lane_limits(settings),
@@ -106,7 +123,18 @@ def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetr
         watch=watch,
         bounds=RunBounds(max(least_s, settings.run_limit_s), settings.run_limit_factor, settings.run_grace_s),
     )
-    return LocalEngine(watch, prober, pool, batcher, store)
+    return LocalEngine(watch, prober, pool, pooled, batcher, store)
+
+
+def pooling_endpoints(settings: ServeSettings) -> list[PoolingEndpoint]:
+    """Return the servers elsewhere. Raises SystemExit if the file of their key cannot be read."""
+    file = settings.pooling_api_key_file
+    try:
+        key = "" if file is None else file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"{PROG}: --pooling-api-key-file: {error}") from error
+    dialect = DIALECTS[settings.pooling_api]
+    return [PoolingEndpoint(url, dialect, api_key=key) for url in settings.pooling_urls]
 
 
 @dataclass(frozen=True, slots=True)

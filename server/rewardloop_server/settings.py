@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -96,6 +97,7 @@ class ServeSettings(ServingSettings):
         ("reward_models", "Several reward models"),
         ("device", "Running the reward model"),
         ("load_probe", "Loading versions"),
+        ("pooling_urls", "A reward model on a vLLM or SGLang server"),
         ("token_budget", "Batches, queues and the cache"),
         ("max_responses", "Bounds of one request"),
         ("spool", "Feedback"),
@@ -188,6 +190,14 @@ class ServeSettings(ServingSettings):
         " what attention over its longest sequence takes. It never takes more than 0.9 of what the machine has left",
     )
     allow_loops: bool = Field(False, description="load graphs with loops whose number of trips is not a constant, too")
+
+    pooling_urls: list[str] = Field(
+        [],
+        description="base URLs of servers such as http://127.0.0.1:8000 that run the versions which are exported with"
+        " --served-as; a version is run by those of them that serve its name and prove it",
+    )
+    pooling_api: Literal["vllm", "sglang"] = Field("vllm", description="which kind of server they are")
+    pooling_api_key_file: Path | None = Field(None, description="file with the key to show to them; none: no key")
 
     token_budget: int = Field(8192, ge=1, description="most tokens in one run of the engine")
     production_run_ms: float = Field(
@@ -294,6 +304,14 @@ class ServeSettings(ServingSettings):
         if self.spool:
             raise ValueError("front_processes cannot be used with spool, because a spool belongs to one process")
         return self
+
+    @field_validator("pooling_urls")
+    @classmethod
+    def _are_http(cls, urls: list[str]) -> list[str]:
+        """Raises ValueError for what is not the URL of a server."""
+        if not all(urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname for url in urls):
+            raise ValueError("not URLs of servers, such as http://127.0.0.1:8000")
+        return urls
 
     @field_validator("reward_models")
     @classmethod

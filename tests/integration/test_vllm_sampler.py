@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from support.policy_versions import byte_encoder, publish_policy, small_llama
-from support.real_vllm import RealVllm
+from support.real_vllm import SAMPLES, RealVllm
 from support.vllm_server import VllmServer, vllm_server
 
 from rewardloop.formats.store import ModelStore
@@ -323,9 +323,7 @@ def test_vllm_itself_samples_from_the_weights_that_learn_and_its_death_is_clear(
     model = small_llama(2, width=128)
     get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "down_proj"]))
     learn(model)
-    vllm = RealVllm(
-        store.fetch("policy", 1), "policy-1", tmp_path / "vllm.log", "--logprobs-mode", "processed_logprobs"
-    )
+    vllm = RealVllm(store.fetch("policy", 1), "policy-1", tmp_path / "vllm.log", *SAMPLES)
     sampler = VllmSampler(
         VllmEndpoint(vllm.url, timeout_s=60.0, attempts=2, first_pause_s=0.1, parallel=4),
         model,

@@ -13,7 +13,7 @@ import pytest
 from support.adapted_policies import adapted
 from support.policy_versions import byte_encoder, publish_policy, small_llama
 from support.policy_workers import SERVICE, Worker
-from support.real_vllm import RealVllm
+from support.real_vllm import SAMPLES, RealVllm
 from support.vllm_server import vllm_server
 
 from rewardloop.formats.store import ModelStore
@@ -111,9 +111,7 @@ def test_settings_that_lack_something_are_refused(
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RealVllm, Path]]:
     directory = tmp_path_factory.mktemp("vllm")
     store = filled(directory)
-    own = RealVllm(
-        store.fetch("policy", 1), "policy-1", directory / "vllm.log", "--logprobs-mode", "processed_logprobs"
-    )
+    own = RealVllm(store.fetch("policy", 1), "policy-1", directory / "vllm.log", *SAMPLES)
     try:
         own.until_serving()
         yield own, directory

@@ -111,4 +111,4 @@ async def named_models(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            scoring.tokenizers.close()
+            scoring.close()

@@ -18,16 +18,24 @@ from support.processes import free_port
 _START_S = 280.0
 
 
+# Arguments for a policy that samples and takes adapters.
+SAMPLES = (
+    *("--enable-lora", "--max-lora-rank", "8", "--max-loras", "2", "--max-model-len", "64"),
+    *("--logprobs-mode", "processed_logprobs"),
+)
+# Arguments for a classifier.
+POOLS = ("--runner", "pooling", "--max-model-len", "128")
+
+
 class RealVllm:
-    """``vllm serve`` over a version's directory, on the CPU in float32."""
+    """``vllm serve`` over a model's directory, on the CPU in float32."""
 
     def __init__(self, model: Path, name: str, log: Path, *args: str) -> None:
         program = shutil.which("vllm")
         if program is None:  # not one of the tools that CI requires: vLLM needs an environment of its own
             pytest.skip("no vllm on the PATH: docs/how-to/vllm.md says how to install it")
         self._command = [program, "serve", str(model)]
-        self._command += ["--served-model-name", name, "--enable-lora", "--max-lora-rank", "8", "--max-loras", "2"]
-        self._command += ["--dtype", "float32", "--max-model-len", "64", "--max-num-seqs", "8", "--enforce-eager"]
+        self._command += ["--served-model-name", name, "--dtype", "float32", "--max-num-seqs", "8", "--enforce-eager"]
         self._command += args
         self._log = log
         self.port = free_port()

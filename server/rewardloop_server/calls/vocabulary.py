@@ -64,8 +64,9 @@ Agreement: TypeAlias = Literal["agree", "disagree"]
 AGREEMENTS: tuple[Agreement, ...] = get_args(Agreement)
 
 # What became of a run that failed: its requests ran again in parts, or in smaller runs because memory did not suffice;
-# its one request failed, or all its requests failed because the version no longer runs at all.
-FailedRunOutcome: TypeAlias = Literal["split", "smaller", "isolated", "broken"]
+# its one request failed, or all its requests failed because the version no longer runs at all, or because the server
+# that runs it did not answer.
+FailedRunOutcome: TypeAlias = Literal["split", "smaller", "isolated", "broken", "away"]
 FAILED_RUN_OUTCOMES: tuple[FailedRunOutcome, ...] = get_args(FailedRunOutcome)
 
 # The terms of the cost model; per_token2 multiplies the square of a row's tokens.

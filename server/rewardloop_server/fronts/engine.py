@@ -42,7 +42,7 @@ async def run_engine(
         at_end: Has what it is given called, in another thread, once no new front will come.
     """
     parts = local_engine(settings, open_store(settings, PROG), metrics)
-    desk = Desk(parts.batcher, Holdings(parts.store, parts.pool.load, load_threads(settings)))
+    desk = Desk(parts.batcher, Holdings(parts.store, parts.load, load_threads(settings)))
     metrics.engine_stuck.labels(model=REWARD).set_function(lambda: float(parts.batcher.is_stuck))
     metrics.announce(REWARD, (), QUEUE_LANES)
     metrics.announce_scoring((REWARD, *settings.reward_models))
@@ -75,7 +75,7 @@ async def run_engine(
     for task in (over, *tasks):
         task.cancel()
     await asyncio.gather(over, *tasks, return_exceptions=True)
-    parts.prober.close()
+    parts.close()
     if parts.watch.has_work:
         end_now(status)
     return status

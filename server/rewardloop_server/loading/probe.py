@@ -109,7 +109,7 @@ def _try(order: Order, step: Callable[[str], None]) -> dict[str, Any] | None:
     from rewardloop_server.loading.opening import check_files, open_sessions, read_encoder
     from rewardloop_server.loading.warm import check, check_text
     from rewardloop_server.scoring.cost import CostModel
-    from rewardloop_server.scoring.engine import RewardModel
+    from rewardloop_server.scoring.engine import GraphRunner, RewardModel
     from rewardloop_server.versions.host import refusal
 
     manifest, directory = Manifest.from_json(order.manifest), Path(order.directory)
@@ -126,7 +126,7 @@ def _try(order: Order, step: Callable[[str], None]) -> dict[str, Any] | None:
     device = Device(**order.device)
     load_libraries(device)
     sessions, signature = open_sessions(directory, device, guard)
-    model = RewardModel(manifest, encoder, sessions, signature, CostModel(0.0, 0.0, 0.0))
+    model = RewardModel(manifest, encoder, GraphRunner(sessions, signature), CostModel(0.0, 0.0, 0.0))
     short = min(_SHORT, manifest.max_length)
     step("first run")
     check(model, 1, short, found.highest, guard)

@@ -37,7 +37,7 @@ from rewardloop_server.loading.warm import check, check_text, warm_up
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.adapter import ActiveAdapter, Adapter, BoundAdapter
 from rewardloop_server.scoring.cost import CostModel
-from rewardloop_server.scoring.engine import RewardModel, Sessions
+from rewardloop_server.scoring.engine import GraphRunner, RewardModel, Sessions
 from rewardloop_server.scoring.layout import Signature
 
 log = structlog.get_logger()
@@ -162,7 +162,7 @@ class SessionPool:
         sessions, signature = open_sessions(directory, self._device, guard)
         if size > LARGE_BYTES:
             log.info("opened a large graph", version=manifest.version, seconds=round(time.monotonic() - started, 1))
-        model = RewardModel(manifest, encoder, sessions, signature, CostModel(0.0, 0.0, 0.0))
+        model = RewardModel(manifest, encoder, GraphRunner(sessions, signature), CostModel(0.0, 0.0, 0.0))
         cost = warm_up(model, found.highest, guard, LARGE_SHAPES[self._device.kind])
         with self._counting:
             self._shared[manifest.digest] = _Shared(
@@ -181,12 +181,9 @@ class SessionPool:
         model = RewardModel(
             manifest,
             encoder,
-            shared.sessions,
-            shared.signature,
+            GraphRunner(shared.sessions, shared.signature, adapter, run_shapes(manifest, self._device)),
             shared.cost,
-            adapter,
             functools.partial(self._close, manifest, digest),
-            run_shapes(manifest, self._device),
         )
         if adapter is not None or manifest.heads != shared.manifest.heads:
             check(model, 1, min(16, manifest.max_length), encoder.format.pad, guard)

@@ -116,7 +116,7 @@ class ServerMetrics:
         "failed_runs_total",
         "Engine runs that failed, by what became of their requests: run again in parts (split), run again in smaller"
         " runs because memory did not suffice (smaller), the one request failed (isolated), or all failed with a"
-        " version that no longer runs (broken).",
+        " version that no longer runs (broken) or whose server did not answer (away).",
         outcome=FAILED_RUN_OUTCOMES,
     )
     stuck_runs_total: Counter = counter(

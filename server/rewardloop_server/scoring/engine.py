@@ -1,11 +1,11 @@
-"""run: executes an ONNX reward model on its device."""
+"""run: executes a reward model: an ONNX graph on this process's device, or what else a `Runner` reaches."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +55,110 @@ class EngineBroken(Exception):
     """
 
 
+class EngineAway(Exception):
+    """Raised when the server that runs a version does not answer, or gives other logits than it proved to give.
+
+    Another replica may answer the request.
+    """
+
+
 class Overrun(Exception):
     """Raised for a run that did not end in time. Its request must not be tried again, on this replica or another."""
+
+
+class Runner(Protocol):
+    """Runs one version: `GraphRunner` in this process, or a server elsewhere. Threads may share it.
+
+    Attributes:
+        signature: What inputs it takes.
+        is_elsewhere: A server runs the version, which may be away and come back. So if nothing runs any more, it is
+            waited for; a device of this process would need a new process.
+    """
+
+    @property
+    def signature(self) -> Signature: ...
+
+    @property
+    def is_elsewhere(self) -> bool: ...
+
+    def plan(self, rows: Sequence[Encoded], cost: CostModel, limit: Limit) -> list[Run]:
+        """Return the cheapest runs of the rows. The first run holds row 0."""
+
+    def lay_out(self, rows: Sequence[Encoded], run: Run, pad: int) -> Feeds:
+        """Return the input of one of the runs that `plan` gave. ``pad`` is the id of the padding token."""
+
+    def options(self) -> Any:
+        """Return the options of one run. Setting their ``terminate`` from another thread stops the run."""
+
+    def logits(self, feeds: Feeds, options: Any, *, alone: bool) -> Floats:
+        """Run, and return raw logits, (rows, heads). `RewardModel.execute` says what is raised."""
+
+    def close(self) -> None:
+        """Let go of what it holds. Called once, after which it has no options."""
+
+
+class GraphRunner:
+    """Runs an ONNX graph in this process.
+
+    Args:
+        sessions: The sessions that it runs on.
+        signature: What inputs the graph takes.
+        adapter: The version's adapter, if it is a delta.
+        shapes: Which runs suit its device.
+    """
+
+    is_elsewhere = False
+
+    def __init__(
+        self, sessions: Sessions, signature: Signature, adapter: Adapter | None = None, shapes: Shapes = ANY_SHAPE
+    ) -> None:
+        self.signature = signature
+        self._sessions = sessions
+        self._adapter = adapter
+        self._shapes = shapes
+
+    def plan(self, rows: Sequence[Encoded], cost: CostModel, limit: Limit) -> list[Run]:
+        """Plan for what the graph takes and the device runs fast; as of `Runner`."""
+        signature = self.signature
+        return plan_runs(
+            rows,
+            cost,
+            trees=signature.is_decoder,
+            shares=signature.shares_prompts,
+            limit=limit,
+            shapes=self._shapes,
+        )
+
+    def lay_out(self, rows: Sequence[Encoded], run: Run, pad: int) -> Feeds:
+        """Return the graph's arrays; as of `Runner`."""
+        return lay_out(rows, run, self.signature, pad)
+
+    def options(self) -> Any:
+        """Return ONNX Runtime's options of one run; as of `Runner`."""
+        options = ort.RunOptions()
+        if self._adapter is not None:
+            self._adapter.prepare(options)
+        return options
+
+    def logits(self, feeds: Feeds, options: Any, *, alone: bool) -> Floats:
+        """Run the graph; as of `Runner`."""
+        session = self._sessions.alone if alone else self._sessions.beside
+        inputs = self.signature.given(feeds)
+        try:
+            logits: Floats = (
+                session.run(["logits"], inputs, options)[0]
+                if self._adapter is None
+                else self._adapter.run(session, inputs, options)
+            )
+        except Exception as error:
+            if any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+                raise OutOfMemory(str(error)) from error
+            raise
+        return logits
+
+    def close(self) -> None:
+        """Let go of the adapter and of the sessions, which are freed with the last version over them."""
+        del self._sessions, self._adapter
 
 
 class RewardModel:
@@ -65,33 +167,26 @@ class RewardModel:
     Args:
         manifest: The version's manifest.
         encoder: Turns texts into its tokens.
-        sessions: The sessions that it runs on.
-        signature: What inputs the graph takes.
+        runner: Runs it.
         cost: How long its runs take.
-        adapter: The version's adapter, if it is a delta.
         on_close: Called when the version is closed.
-        shapes: Which runs suit its device.
     """
 
     def __init__(
         self,
         manifest: Manifest,
         encoder: Encoder,
-        sessions: Sessions,
-        signature: Signature,
+        runner: Runner,
         cost: CostModel,
-        adapter: Adapter | None = None,
         on_close: Callable[[], None] = lambda: None,
-        shapes: Shapes = ANY_SHAPE,
     ) -> None:
         self.manifest = manifest
         self.encoder = encoder
         self.calibration = manifest.calibration or Calibration()
         self.cost = cost
-        self.signature = signature
-        self._shapes = shapes
-        self._sessions = sessions
-        self._adapter = adapter
+        self.signature = runner.signature
+        self.is_elsewhere = runner.is_elsewhere
+        self._runner = runner
         self._on_close = on_close
         self._is_closed = False
 
@@ -109,29 +204,18 @@ class RewardModel:
             limit_tokens: Most tokens of such a run, padding included; None for no limit.
         """
         limit = Limit(math.inf if limit_s is None else limit_s, math.inf if limit_tokens is None else limit_tokens)
-        signature = self.signature
-        return plan_runs(
-            rows,
-            self.cost,
-            trees=signature.is_decoder,
-            shares=signature.shares_prompts,
-            limit=limit,
-            shapes=self._shapes,
-        )
+        return self._runner.plan(rows, self.cost, limit)
 
     def lay_out(self, rows: Sequence[Encoded], run: Run) -> Feeds:
         """Return the input of one of the runs that `plan` gave for the rows."""
-        return lay_out(rows, run, self.signature, self.encoder.format.pad)
+        return self._runner.lay_out(rows, run, self.encoder.format.pad)
 
     def options(self) -> Any:
-        """Return ONNX Runtime's options of one run. Setting their ``terminate`` from another thread stops the run."""
-        options = ort.RunOptions()
-        if self._adapter is not None:
-            self._adapter.prepare(options)
-        return options
+        """Return the options of one run. Setting their ``terminate`` from another thread stops the run."""
+        return self._runner.options()
 
     def execute(self, feeds: Feeds, *, alone: bool = True, options: Any = None) -> Floats:
-        """Run the graph and return raw logits, (rows, heads), in the order of the run's rows.
+        """Run the version and return raw logits, (rows, heads), in the order of the run's rows.
 
         Args:
             feeds: The run's input.
@@ -139,23 +223,13 @@ class RewardModel:
             options: Those of `options`, for a caller that may stop the run.
 
         Raises:
-            UnusableLogits: A logit is not finite, or the graph gives logits of another shape.
+            UnusableLogits: A logit is not finite, or they have another shape.
             OutOfMemory: The device has too little memory for this run.
+            EngineAway: The server that runs the version does not answer.
             Exception: ONNX Runtime raises errors of several classes of its own.
         """
         options = self.options() if options is None else options
-        session = self._sessions.alone if alone else self._sessions.beside
-        try:
-            inputs = self.signature.given(feeds)
-            logits: Floats = (
-                session.run(["logits"], inputs, options)[0]
-                if self._adapter is None
-                else self._adapter.run(session, inputs, options)
-            )
-        except Exception as error:
-            if any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
-                raise OutOfMemory(str(error)) from error
-            raise
+        logits = self._runner.logits(feeds, options, alone=alone)
         if logits.shape != (feeds.rows, self.manifest.heads):
             raise UnusableLogits(f"it gives logits of shape {logits.shape}, not {(feeds.rows, self.manifest.heads)}")
         if not np.isfinite(logits).all():
@@ -179,7 +253,7 @@ class RewardModel:
         return logits, sum(run.tokens for run in runs)
 
     def close(self) -> None:
-        """Let go of the adapter and of the sessions, which are freed with the last version over them. Called once."""
+        """Let go of what runs the version. Called once."""
         self._is_closed = True
-        del self._sessions, self._adapter
+        self._runner.close()
         self._on_close()

@@ -121,7 +121,9 @@ class Isolation:
         """
         groups = {group for group, _ in rows}
         outcome: FailedRunOutcome = "isolated" if len(groups) < 2 else "split"
-        if failure.is_closed or failure.is_broken:
+        if failure.is_away:
+            outcome = "away"
+        elif failure.is_closed or failure.is_broken:
             outcome = "broken"
         elif len(rows) > 1 and isinstance(failure.error, OutOfMemory):
             outcome = "smaller"
@@ -144,12 +146,18 @@ class Isolation:
                 lane.put_back(each, Part())
         else:
             for group in groups:
-                lane.fail(group, _stuck() if failure.is_broken else error_of(failure.error))
+                lane.fail(group, _stuck() if failure.is_broken or failure.is_away else error_of(failure.error))
 
     def failing(self, offer: Offer) -> None:
-        """Turn all groups away while a version fails on everything, but for those of its run."""
+        """Turn all groups away while a version fails on everything, but for those of its run.
+
+        If a server elsewhere runs the version, none of them is at fault, so these are turned away as well.
+        """
         self._suspects.add(offer)
         self._turn_others_away()
+        if offer.model.is_elsewhere:
+            for group, _ in offer.rows:
+                offer.lane.fail(group, _stuck())
 
     def overran(self, offer: Offer) -> None:
         """Suspect the groups of a run that does not end, and turn all others away, so that another replica has them."""

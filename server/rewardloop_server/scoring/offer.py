@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from rewardloop_server.guard.watch import RunBounds, Watch, Work
-from rewardloop_server.scoring.engine import Floats, Overrun, RewardModel
+from rewardloop_server.scoring.engine import EngineAway, Floats, Overrun, RewardModel
 from rewardloop_server.scoring.lane import Lane, Part, Row
 from rewardloop_server.scoring.layout import Feeds
 from rewardloop_server.scoring.plan import Run
@@ -61,12 +62,14 @@ class Failure:
         is_closed: The version was closed before the run.
         is_broken: The version no longer runs even what it ran when it was warmed.
         is_overrun: The run did not end in time and was stopped.
+        is_away: The server that runs the version did not answer.
     """
 
     error: Exception
     is_closed: bool = False
     is_broken: bool = False
     is_overrun: bool = False
+    is_away: bool = False
 
 
 Outcome: TypeAlias = Floats | Failure
@@ -114,6 +117,11 @@ class Slot:
             self._running.remove(offer)
             if self._offer is not None:
                 self._changed.notify()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether every `take` returns None."""
+        return self._is_closed
 
     def close(self) -> None:
         """Make every `take` return None."""
@@ -167,14 +175,20 @@ def drive(
     while (offer := slot.take()) is not None:
         started = time.monotonic()
         post(notes.taken, offer, started)
-        outcome = _outcome(offer, post, notes, watch, limit_s(offer), bounds)
+        outcome = _outcome(offer, slot, post, notes, watch, limit_s(offer), bounds)
         slot.done(offer)
         post(notes.ran, offer, outcome, time.monotonic() - started)
         del offer, outcome  # else this thread would keep the version in memory while it waits
 
 
 def _outcome(
-    offer: Offer, post: Callable[..., None], notes: Notes, watch: Watch, limit_s: float, bounds: RunBounds
+    offer: Offer,
+    slot: Slot,
+    post: Callable[..., None],
+    notes: Notes,
+    watch: Watch,
+    limit_s: float,
+    bounds: RunBounds,
 ) -> Outcome:
     model = offer.model
     try:
@@ -193,17 +207,22 @@ def _outcome(
     try:
         return model.execute(offer.feeds, alone=offer.alone, options=options)
     except Exception as error:  # any exception of ONNX Runtime fails this run and not the engine
-        if work.is_overrun:
-            return Failure(Overrun(f"it did not end within {limit_s:.1f} s"), is_overrun=True)
-        if _works(offer, watch, bounds):
-            return Failure(error)
+        overrun = Overrun(f"it did not end within {limit_s:.1f} s") if work.is_overrun else None
+        # A device of this process works if a run of it could be stopped; a server may have stopped answering at all.
+        if (overrun and not model.is_elsewhere) or _works(offer, watch, bounds):
+            is_away = isinstance(error, EngineAway) and overrun is None
+            return Failure(overrun or error, is_overrun=overrun is not None, is_away=is_away)
         post(notes.failing, offer)
-        deadline = time.monotonic() + bounds.broken_s
+        # A server may come back at any time, so it is waited for. What this process runs needs a new process.
+        deadline = math.inf if model.is_elsewhere else time.monotonic() + bounds.broken_s
         while not model.is_closed and (left_s := deadline - time.monotonic()) > 0.0:
+            if model.is_elsewhere and slot.is_closed:
+                break
             time.sleep(min(left_s, _TRIAL_EVERY_S))
             if _works(offer, watch, bounds):
-                return Failure(error)
-        return Failure(error, is_closed=model.is_closed, is_broken=not model.is_closed)
+                return Failure(error, is_away=model.is_elsewhere)
+        is_broken = not (model.is_closed or model.is_elsewhere)
+        return Failure(error, is_closed=model.is_closed, is_broken=is_broken, is_away=model.is_elsewhere)
     finally:
         watch.end()
 

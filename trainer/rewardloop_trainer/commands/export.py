@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
     from rewardloop_trainer.commands.export_onnx import export_own_graph
     from rewardloop_trainer.commands.export_policy import export_policy_base
     from rewardloop_trainer.commands.export_reward import export_reward_base
+    from rewardloop_trainer.commands.export_served import export_served_elsewhere
     from rewardloop_trainer.data.base_path import check_base
     from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.data.files.gate_pairs import CorruptPairs
@@ -40,6 +41,9 @@ def main(argv: Sequence[str]) -> int:
         with FileProgress("rewardloop export") as progress:
             if options.onnx is not None:
                 manifest = export_own_graph(options, progress)
+            elif options.served_as:
+                with merged_base(options.base) as base:
+                    manifest = export_served_elsewhere(options, base, progress)
             elif options.model == POLICY:
                 manifest = export_policy_base(options, progress)
             else:

@@ -15,6 +15,7 @@ _SENTENCES = {
     "parity": "Parity: {}.",
     "training": "Training: {}.",
     "precision": "Precision: {}.",
+    "served": "The version is served elsewhere: {}.",
     "outputs": "Outputs of the graph: {}.",
     "unused": "The checkpoint has tensors that a policy does not use: {}.",
     UNTRAINED_HEADS_NOTE: "WARNING: {}.",

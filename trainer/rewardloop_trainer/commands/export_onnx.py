@@ -7,7 +7,7 @@ base's own class. If the base has weights that a round can start from, the versi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,27 +42,11 @@ from rewardloop_trainer.reward.anchors import ANCHORS, anchors_to_export, check_
 from rewardloop_trainer.reward.base_model import read_config
 from rewardloop_trainer.reward.calibrate import calibrate
 from rewardloop_trainer.reward.heads.choice import parse_weights
-from rewardloop_trainer.reward.heads.labels import label_sum
-from rewardloop_trainer.reward.heads.start import labels_of
+from rewardloop_trainer.reward.heads.classifier import ClassifierHeads, classifier_heads
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.rounds.publish import code_version
 
 _HALF_TOLERANCE = 1e-2  # of a row alone and in a batch, in a graph of 16-bit floats
-
-
-@dataclass(frozen=True, slots=True)
-class _Heads:
-    """What the outputs of a graph are.
-
-    Attributes:
-        count: Heads of the version.
-        weights: How the outputs add up to one score; None if each is a head.
-        note: The choice, for the manifest.
-    """
-
-    count: int
-    weights: tuple[float, ...] | None
-    note: str
 
 
 def export_own_graph(options: ExportSettings, progress: FileProgress) -> Manifest:
@@ -105,7 +89,14 @@ def own_version(options: ExportSettings) -> tuple[Manifest, Callable[[Path], Non
     logits = _checked_batches(path, graph, scores, sequences)
     expected = _of_class(options, sequences, layout.text_format.pad)
     parity, figures = _compared(options, graph, logits, expected)
-    heads = _heads(options, config, logits.shape[1])
+    heads = classifier_heads(
+        base,
+        config,
+        logits.shape[1],
+        parse_weights(options.label_weights),
+        is_ensemble=options.heads_are == "ensemble",
+        whose="the graph's",
+    )
     model, training = _start_of_training(options, heads, sequences, expected, layout.text_format.pad)
     if heads.weights is not None:
         graph = graph.combined(heads.weights)
@@ -227,16 +218,8 @@ def _compared(
     return f"{found}, as accepted", {"gate_parity": difference}
 
 
-def _heads(options: ExportSettings, config: Any, outputs: int) -> _Heads:
-    """Return what the outputs are. Raises `UnusableBase` if more than two are labels and no weights are said."""
-    if options.heads_are == "ensemble" or outputs == 1:
-        return _Heads(outputs, None, "the graph's own score" if outputs == 1 else f"the graph's {outputs} scores")
-    labels = label_sum(options.base, labels_of(config, outputs), parse_weights(options.label_weights))
-    return _Heads(1, labels.weights, f"a sum of the graph's {outputs} scores: {labels.note}")
-
-
 def _start_of_training(
-    options: ExportSettings, heads: _Heads, sequences: Sequence[Encoded], expected: Floats | None, pad: int
+    options: ExportSettings, heads: ClassifierHeads, sequences: Sequence[Encoded], expected: Floats | None, pad: int
 ) -> tuple[RewardModel | None, str]:
     """Make the torch model that later rounds start from, if the base's weights give the scores of its class.
 

@@ -11,19 +11,23 @@ from rewardloop.formats.mixing.names import POLICY, REWARD, further_models
 from rewardloop.process.settings import ProcessSettings
 from rewardloop_trainer.reward.heads.choice import HeadChoice
 
+# Settings that every export heeds.
+_ANY_BASE = ("base", "store", "signing_key", "model", "max_length", "layout")
+
 
 class ExportSettings(ProcessSettings, HeadChoice):
     """Exports a Hugging Face model as a version in the model store, and prints the version."""
 
     basic_settings = (
         *("base", "store", "model", "max_length", "layout", "heads", "new_heads", "label_weights", "step_scores"),
-        *("step_token", "anchors", "onnx"),
+        *("step_token", "anchors", "onnx", "served_as"),
     )
     setting_groups = (
         ("new_heads", "Trained heads"),
         ("base", "Every model"),
         ("heads", "Reward models"),
         ("onnx", "Your own ONNX"),
+        ("served_as", "A vLLM or SGLang server that runs it"),
     )
 
     base: str = Field(description="Hugging Face directory or hub id of the model, safetensors only")
@@ -71,13 +75,19 @@ class ExportSettings(ProcessSettings, HeadChoice):
     )
     heads_are: Literal["labels", "ensemble"] = Field(
         "labels",
-        description="what several scores of your graph are: labels, of which label_weights makes one score, or an "
-        "ensemble, in which each is a head",
+        description="what several scores of your graph, or of the classifier that a server runs, are: labels, of which "
+        "label_weights makes one score, or an ensemble, in which each is a head",
     )
     parity: Literal["compared", "unverified"] = Field(
         "compared",
         description="refuse your graph if it cannot be compared with weights of the base or, in less than float32, "
         "differs from them; or publish it unverified",
+    )
+
+    served_as: str = Field(
+        "",
+        description="the name by which a vLLM or SGLang server serves the base, a decoder that classifies sequences: "
+        "the version holds no weights, and proof of what that server must give in the precision that it computes in",
     )
 
     @field_validator("model")
@@ -94,10 +104,23 @@ class ExportSettings(ProcessSettings, HeadChoice):
         fields = type(self).model_fields
         changed = {name for name in fields if getattr(self, name) != fields[name].default}
         ignored = sorted(changed & {"new_heads", "pooling", "adapters", "precision", "gate_pairs"})
+        if self.served_as:
+            return self._fit_the_server(changed)
         if self.onnx is not None and self.model == POLICY:
             raise ValueError("onnx: a user's own graph is a reward model; leave out model")
         if self.onnx is not None and ignored:
             raise ValueError(f"onnx: a user's own graph is taken as it is; leave out {', '.join(ignored)}")
         if self.onnx is None and {"heads_are", "parity"} & changed:
             raise ValueError("heads_are and parity are about a graph; name it with onnx")
+        return self
+
+    def _fit_the_server(self, changed: set[str]) -> Self:
+        """Raises ValueError for settings that a version without weights has no use for."""
+        kept = {*_ANY_BASE, "served_as", "heads_are", "label_weights", "anchors", "precision"}
+        if self.model == POLICY:
+            raise ValueError("served_as: a policy on a server is a version as any other; leave it out")
+        if unused := sorted(changed - kept):
+            raise ValueError(f"served_as: the server runs the base as it is; leave out {', '.join(unused)}")
+        if self.precision == "int8":
+            raise ValueError("served_as: precision is what the server computes in: float32, float16 or bfloat16")
         return self

@@ -22,6 +22,7 @@ from rewardloop_trainer.export.random_sequences import random_sequences
 from rewardloop_trainer.reward.base_model import some_of
 from rewardloop_trainer.reward.examples import collate
 from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.stored_weights import compute_in_float32, loading_dtype
 
 Floats = npt.NDArray[np.float32]
 
@@ -70,10 +71,19 @@ class OwnScores:
         return np.concatenate([self.batch(sequences[start : start + _BATCH_ROWS]) for start in starts])
 
 
+def compared_texts(encoder: Encoder) -> list[tuple[Sequence[Turn], str, Encoded]]:
+    """Return the conversations, responses and sequences of those texts for which the layout has a form."""
+    return [
+        (conversation, response, row)
+        for (conversation, responses), rows in zip(_TEXTS, encoder.groups(_TEXTS), strict=True)
+        if not isinstance(rows, RefusedConversation)
+        for response, row in zip(responses, rows, strict=True)
+    ]
+
+
 def compared_sequences(encoder: Encoder, vocabulary: int) -> list[Encoded]:
     """Return sequences of very different lengths: of texts, and of random tokens."""
-    found = [rows for rows in encoder.groups(_TEXTS) if not isinstance(rows, RefusedConversation)]
-    return [*(row for rows in found for row in rows), *random_sequences(encoder, vocabulary, _RANDOM)]
+    return [*(row for *_, row in compared_texts(encoder)), *random_sequences(encoder, vocabulary, _RANDOM)]
 
 
 def extreme_sequences(encoder: Encoder, highest: int) -> list[Encoded]:
@@ -90,8 +100,13 @@ def has_weights(directory: Path) -> bool:
     return any(directory.glob("*.safetensors"))
 
 
-def class_logits(base: str, sequences: Sequence[Encoded], pad: int) -> Floats:
-    """Return the logits (n, k) of the base's own sequence classifier in float32, each sequence alone.
+def load_classifier(base: str, dtype: torch.dtype | None = None) -> Any:
+    """Load the base's own sequence classifier.
+
+    Args:
+        base: A Hugging Face directory or hub id.
+        dtype: What it computes in; None for float32, over weights that may stay as they are stored
+            (`keep_stored_weights`).
 
     Raises:
         UnusableBase: If the checkpoint does not load, or lacks weights of the class.
@@ -100,8 +115,9 @@ def class_logits(base: str, sequences: Sequence[Encoded], pad: int) -> Floats:
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity(logging.ERROR)  # what it would report is judged below
     try:
+        held = loading_dtype(base) if dtype is None else dtype
         model, report = kind.from_pretrained(
-            base, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            base, trust_remote_code=False, use_safetensors=True, dtype=held, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UnusableBase(f"{base}: its classifier does not load: {' '.join(str(error).split())}") from error
@@ -109,13 +125,29 @@ def class_logits(base: str, sequences: Sequence[Encoded], pad: int) -> Floats:
         hf_logging.set_verbosity(verbosity)
     if missing := {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}:
         raise UnusableBase(f"{base}: the checkpoint lacks weights of {type(model).__name__}: {some_of(missing)}")
+    if dtype is None and held is not torch.float32:
+        compute_in_float32(model)
+    return model.eval()
+
+
+def classified(model: Any, sequences: Sequence[Encoded], pad: int, *, together: int = 1) -> Floats:
+    """Return the logits (n, k) that a classifier of `load_classifier` gives, ``together`` sequences in a batch."""
     found = []
     with torch.inference_mode():
-        for sequence in sequences:
-            ids, mask, types = collate([sequence], pad)
+        for start in range(0, len(sequences), together):
+            ids, mask, types = collate(sequences[start : start + together], pad)
             segments = {} if types is None else {"token_type_ids": types}
-            found.append(model.eval()(input_ids=ids, attention_mask=mask, **segments).logits.float().numpy())
+            found.append(model(input_ids=ids, attention_mask=mask, **segments).logits.float().numpy())
     return np.concatenate(found)
+
+
+def class_logits(base: str, sequences: Sequence[Encoded], pad: int) -> Floats:
+    """Return the logits (n, k) of the base's own sequence classifier in float32, each sequence alone.
+
+    Raises:
+        UnusableBase: If the checkpoint does not load, or lacks weights of the class.
+    """
+    return classified(load_classifier(base), sequences, pad)
 
 
 def model_scores(model: RewardModel, sequences: Sequence[Encoded], pad: int) -> Floats:

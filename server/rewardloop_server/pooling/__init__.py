@@ -1,0 +1,1 @@
+"""Reward versions that a server elsewhere runs: vLLM or SGLang, as servers that pool."""

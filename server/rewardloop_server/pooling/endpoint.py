@@ -1,0 +1,99 @@
+"""Calls of one pooling server over HTTP: which models it serves, and their outputs for token ids. Needs httpx2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import httpx2
+import structlog
+
+from rewardloop.process.http_servers import address_of, client_arguments, said
+from rewardloop_server.pooling.dialects import Dialect, Logits
+from rewardloop_server.scoring.engine import OutOfMemory
+
+log = structlog.get_logger()
+
+_MODELS = "/v1/models"
+_CONNECT_S = 5.0
+_PARALLEL = 64
+_OUT_OF_MEMORY = "out of memory"
+# Statuses that say that the server, or the model there, is not to be had: no key or a wrong one, no such model or path,
+# too much to do. Any other status 4xx is about the rows.
+_NOT_OF_ROWS = (401, 403, 404, 408, 429)
+
+
+class PoolingUnreachable(Exception):
+    """Raised when a server gives no usable reply, whichever rows it is sent."""
+
+
+class PoolingRefused(Exception):
+    """Raised when a server refuses the rows that it was sent. Its own words are in the log."""
+
+
+class PoolingEndpoint:
+    """One server. Its calls are coroutines of one event loop.
+
+    Args:
+        url: Its base URL.
+        dialect: How it is asked.
+        api_key: Sent as a bearer token unless it is empty.
+    """
+
+    def __init__(self, url: str, dialect: Dialect, *, api_key: str = "") -> None:
+        self.address = address_of(url)
+        self._dialect = dialect
+        # How long a reply may take is bounded by whoever asks, who cancels.
+        timeout = httpx2.Timeout(None, connect=_CONNECT_S)
+        self._arguments = client_arguments(url, api_key=api_key, parallel=_PARALLEL, timeout_s=timeout)
+        self._client: httpx2.AsyncClient | None = None
+
+    async def served(self) -> dict[str, int | None]:
+        """Return the names of the models that it serves, each with the most tokens that it takes, if it says so.
+
+        Raises PoolingUnreachable.
+        """
+        reply = await self._call("GET", _MODELS, None)
+        try:
+            entries = [(entry["id"], entry.get("max_model_len")) for entry in reply["data"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PoolingUnreachable(f"{self.address}: {_MODELS}: not a list of models") from error
+        return {str(name): length if isinstance(length, int) else None for name, length in entries}
+
+    async def outputs(self, name: str, rows: Sequence[Sequence[int]]) -> Logits:
+        """Return the model's outputs for rows of token ids, (rows, outputs).
+
+        Raises:
+            PoolingUnreachable: It does not answer, or not this model's calls.
+            PoolingRefused: It refuses the rows.
+            OutOfMemory: It lacks memory for them.
+            NoLogits: Its reply does not have numbers for each row.
+        """
+        reply = await self._call("POST", self._dialect.path, self._dialect.body(name, rows))
+        return self._dialect.logits(reply, len(rows))
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def _call(self, method: str, path: str, body: Any) -> Any:
+        if self._client is None:
+            self._client = httpx2.AsyncClient(**self._arguments)
+        where = f"{self.address}: {path}"
+        try:
+            reply = await self._client.request(method, path, json=body)
+        except httpx2.HTTPError as error:
+            raise PoolingUnreachable(f"{where}: {type(error).__name__}: {error}") from error
+        if reply.is_success:
+            try:
+                return reply.json()
+            except ValueError as error:
+                raise PoolingUnreachable(f"{where}: not JSON") from error
+        words = said(reply.text)
+        if _OUT_OF_MEMORY in words.lower():
+            raise OutOfMemory(f"{where}: {reply.status_code}")
+        if reply.is_client_error and reply.status_code not in _NOT_OF_ROWS:
+            log.warning("a pooling server refuses rows", server=self.address, status=reply.status_code, words=words)
+            raise PoolingRefused(f"the server that runs it refuses the tokens with status {reply.status_code}")
+        raise PoolingUnreachable(f"{where}: {reply.status_code}: {words}")
