@@ -309,7 +309,7 @@ def adapter_of(model: RewardModel) -> dict[str, npt.NDArray[np.float32]]:
         each.name: draw.normal(
             size=[size if isinstance(size, int) and size else _RANK for size in each.shape], scale=0.1
         ).astype(np.float32)
-        for each in model._sessions.alone.get_overridable_initializers()
+        for each in model._sessions[0].alone.get_overridable_initializers()
     }
 
 

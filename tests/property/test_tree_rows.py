@@ -126,7 +126,7 @@ def test_a_row_over_its_prompts_keys_and_values_scores_as_with_a_mask(
             continue
         length = tree_tokens(group) + 3  # with padding
         shared, masked = (
-            model._sessions.alone.run(["logits"], tree_rows([group], length, 0, shares_prompt=shares))[0]
+            model._sessions[0].alone.run(["logits"], tree_rows([group], length, 0, shares_prompt=shares))[0]
             for shares in (True, False)
         )
         np.testing.assert_allclose(shared, masked, atol=1e-5)

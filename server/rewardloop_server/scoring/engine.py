@@ -29,13 +29,15 @@ _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "status_alloc_fa
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """The ONNX Runtime sessions of one graph, which are the same session if the device has one stream.
+    """The ONNX Runtime sessions of one graph at one place: the CPU, or one GPU. They may be the same session.
 
     Attributes:
-        alone: For a run that has the device to itself.
+        place: The place's name, such as ``cuda:1``.
+        alone: For a run that has the place to itself.
         beside: For one of several runs at once, on its share of the threads.
     """
 
+    place: str
     alone: Any
     beside: Any
 
@@ -65,7 +67,7 @@ class RewardModel:
     Args:
         manifest: The version's manifest.
         encoder: Turns texts into its tokens.
-        sessions: The sessions that it runs on.
+        sessions: The sessions that it runs on, of each place of its device.
         signature: What inputs the graph takes.
         cost: How long its runs take.
         adapter: The version's adapter, if it is a delta.
@@ -77,7 +79,7 @@ class RewardModel:
         self,
         manifest: Manifest,
         encoder: Encoder,
-        sessions: Sessions,
+        sessions: Sequence[Sessions],
         signature: Signature,
         cost: CostModel,
         adapter: Adapter | None = None,
@@ -94,6 +96,11 @@ class RewardModel:
         self._adapter = adapter
         self._on_close = on_close
         self._is_closed = False
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The names of the places where it runs: the CPU, or each GPU."""
+        return tuple(each.place for each in self._sessions)
 
     @property
     def is_closed(self) -> bool:
@@ -130,12 +137,13 @@ class RewardModel:
             self._adapter.prepare(options)
         return options
 
-    def execute(self, feeds: Feeds, *, alone: bool = True, options: Any = None) -> Floats:
+    def execute(self, feeds: Feeds, *, place: int = 0, alone: bool = True, options: Any = None) -> Floats:
         """Run the graph and return raw logits, (rows, heads), in the order of the run's rows.
 
         Args:
             feeds: The run's input.
-            alone: Nothing else needs the device, so that the run may have all of its threads.
+            place: Where to run it, as an index into `places`.
+            alone: Nothing else needs that place, so that the run may have all of its threads.
             options: Those of `options`, for a caller that may stop the run.
 
         Raises:
@@ -144,13 +152,14 @@ class RewardModel:
             Exception: ONNX Runtime raises errors of several classes of its own.
         """
         options = self.options() if options is None else options
-        session = self._sessions.alone if alone else self._sessions.beside
+        sessions = self._sessions[place]
+        session = sessions.alone if alone else sessions.beside
         try:
             inputs = self.signature.given(feeds)
             logits: Floats = (
                 session.run(["logits"], inputs, options)[0]
                 if self._adapter is None
-                else self._adapter.run(session, inputs, options)
+                else self._adapter.run(session, inputs, options, place)
             )
         except Exception as error:
             if any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
@@ -162,17 +171,21 @@ class RewardModel:
             raise UnusableLogits("it gives logits that are not finite")
         return logits
 
-    def works(self, *, alone: bool = True, options: Any = None) -> bool:
+    def works(self, *, place: int = 0, alone: bool = True, options: Any = None) -> bool:
         """Run a few padding tokens, which ran when the version was warmed, and return whether that still succeeds."""
         row = Encoded([self.encoder.format.pad] * min(8, self.manifest.max_length), None, truncated=False)
         try:
-            self.execute(self.lay_out([row], Run(((0,),), len(row.ids), 0.0)), alone=alone, options=options)
+            feeds = self.lay_out([row], Run(((0,),), len(row.ids), 0.0))
+            self.execute(feeds, place=place, alone=alone, options=options)
         except Exception:  # the caller reports the error of the run for which it asks
             return False
         return True
 
     def run(self, rows: Sequence[Encoded]) -> tuple[Floats, int]:
-        """Plan and run the rows. Returns raw logits, (rows, heads), in their order, and the tokens run with padding."""
+        """Plan and run the rows at the first place.
+
+        Returns raw logits, (rows, heads), in the order of the rows, and the tokens run with padding.
+        """
         logits = np.empty((len(rows), self.manifest.heads), dtype=np.float32)
         for run in (runs := self.plan(rows)):
             logits[list(run.rows)] = self.execute(self.lay_out(rows, run))
