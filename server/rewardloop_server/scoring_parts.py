@@ -36,6 +36,7 @@ from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.batching import Batching, Version
 from rewardloop_server.scoring.cache import ScoreCache
 from rewardloop_server.scoring.engine import RewardModel
+from rewardloop_server.scoring.offer import Places
 from rewardloop_server.scoring.score_group import GroupScorer, TraceStages
 from rewardloop_server.scoring.shadow import ShadowScorer
 from rewardloop_server.scoring.tokenize import TokenizePool
@@ -102,7 +103,7 @@ def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetr
         memory_gb=settings.device_memory_gb,
         tf32=settings.tf32,
         adapters=settings.adapters,
-        device_id=settings.device_id,
+        device_ids=settings.gpus,
     )
     watch = Watch(settings.run_grace_s)
     least_s = LEAST_BOUND_S[device.kind]
@@ -119,7 +120,7 @@ def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetr
         trainer_max_wait_s=settings.trainer_max_wait_ms / 1000,
         metrics=metrics,
         engine_nice=settings.engine_nice if device.kind == "cpu" else 0,  # it only starts a GPU's work
-        streams=device.streams,
+        places=Places(device.names, device.streams),
         watch=watch,
         bounds=RunBounds(max(least_s, settings.run_limit_s), settings.run_limit_factor, settings.run_grace_s),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -131,15 +132,21 @@ class ServeSettings(ServingSettings):
     )
 
     device: WantedDevice = Field("auto", description="where the reward model runs")
-    device_id: int = Field(
-        0,
+    device_id: int | None = Field(
+        None,
         ge=0,
-        description="which GPU the process uses, of those that CUDA shows to it (CUDA_VISIBLE_DEVICES), counted from 0",
+        description="which GPU the process uses, of those that CUDA shows to it (CUDA_VISIBLE_DEVICES), counted from 0;"
+        " none: the first, or those of --device-ids",
+    )
+    device_ids: list[Annotated[int, Field(ge=0)]] = Field(
+        [],
+        description="the GPUs that the process uses, such as 0,1,2,3: each holds every version, and a run goes to the"
+        " one that is least busy; none: the one of --device-id",
     )
     device_memory_gb: float = Field(
         0.0,
         ge=0.0,
-        description="most gigabytes of a GPU's memory for the runs of one graph, weights included; 0: no bound",
+        description="most gigabytes of the memory of each GPU for the runs of one graph, weights included; 0: no bound",
     )
     tf32: bool = Field(
         False,
@@ -156,8 +163,8 @@ class ServeSettings(ServingSettings):
     streams: int = Field(
         0,
         ge=0,
-        description="most runs at once, each with its share of the threads: more throughput, and on a CPU the weights"
-        " are twice in memory; 0: two on a CPU with two threads or more, else one",
+        description="most runs at once on a CPU or on each GPU, each with its share of the threads: more throughput,"
+        " and on a CPU the weights are twice in memory; 0: two on a CPU with two threads or more, else one",
     )
     tokenize_threads: int = Field(2, ge=1, description="threads that tokenize")
     resident_versions: int = Field(
@@ -280,11 +287,22 @@ class ServeSettings(ServingSettings):
     )
     label_skips: int = Field(3, ge=1, description="after so many skips nobody is given a task any more")
 
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """The ids of the GPUs that the process uses if it uses any, each once."""
+        return tuple(self.device_ids) or (self.device_id or 0,)
+
     @model_validator(mode="after")
-    def _names_a_gpu(self) -> Self:
-        """Raises ValueError if a GPU is named and none is to be used."""
+    def _names_gpus(self) -> Self:
+        """Raises ValueError if a GPU is named and none is to be used, or if it is not clear which ones are named."""
         if self.device == "cpu" and self.device_id:
             raise ValueError(f"device_id {self.device_id} names a GPU, and device is cpu")
+        if self.device == "cpu" and self.device_ids:
+            raise ValueError(f"device_ids {self.device_ids} name GPUs, and device is cpu")
+        if self.device_ids and self.device_id is not None:
+            raise ValueError("device_id and device_ids are both set: name all GPUs in device_ids")
+        if twice := [number for number, count in Counter(self.device_ids).items() if count > 1]:
+            raise ValueError(f"device_ids name GPUs twice: {twice}")
         return self
 
     @model_validator(mode="after")

@@ -38,6 +38,7 @@ CASES = (
     "trees",
     "memory",
     "callers",
+    "several_gpus",
     "swap",
     "training",
     "generate",

@@ -35,6 +35,7 @@ from gpu_world import (
     quantiles,
     rounded,
     rows_of,
+    session_of,
     synchronise,
 )
 
@@ -44,6 +45,7 @@ from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.engine import OutOfMemory, RewardModel
+from rewardloop_server.scoring.offer import Places
 
 
 def case_machine(world: World) -> Iterator[Json]:
@@ -56,8 +58,8 @@ def case_machine(world: World) -> Iterator[Json]:
         "device": world.device.kind,
     }
     with world.loaded("llama", world.sizes.small) as model:
-        found["session_providers"] = model._sessions.alone.get_providers()
-        found["provider_options"] = model._sessions.alone.get_provider_options()
+        found["session_providers"] = session_of(model).get_providers()
+        found["provider_options"] = session_of(model).get_provider_options()
     if world.is_gpu:
         properties = torch.cuda.get_device_properties(0)
         found |= {"gpu": properties.name, "gpu_gb": round(properties.total_memory / 1e9, 1), "cuda": torch.version.cuda}
@@ -118,6 +120,24 @@ def case_callers(world: World) -> Iterator[Json]:
     yield rounded({"pairs_per_s": len(times) / seconds}) | quantiles(times)
 
 
+def case_several_gpus(world: World) -> Iterator[Json]:
+    """The same callers on one GPU and on all of them, which score alike."""
+    count = torch.cuda.device_count() if world.is_gpu else 0
+    if count < 2:
+        raise Skipped("this machine does not have several GPUs")
+    shape = world.sizes.small
+    rows = rows_of(shape, 8, 64)
+    for gpus in (1, count):
+        device = replace(world.device, device_ids=tuple(range(gpus)))
+        with world.loaded("bert", shape, device=device) as model:
+            feeds = model.lay_out(rows, plain_run(8, 64))
+            logits = [model.execute(feeds, place=place) for place in range(gpus)]
+            if (apart := max(float(np.abs(each - logits[0]).max()) for each in logits)) > 1e-3:
+                raise AssertionError(f"two GPUs differ by {apart:.1e}")
+            times, seconds = asyncio.run(called(world, lambda m=model: m, world.sizes.seconds))
+        yield {f"on_{gpus}": rounded({"pairs_per_s": len(times) / seconds}) | quantiles(times)}
+
+
 def case_swap(world: World) -> Iterator[Json]:
     """The same callers while another version's sessions are opened, warmed and swapped in."""
     shape = world.sizes.small
@@ -149,7 +169,13 @@ async def called(
 ) -> tuple[list[float], float]:
     """Return the seconds of each call of `sizes.callers` callers, and those of all; an error of a call is raised."""
     lanes = {name: LaneLimits(max_tokens=10**7) for name in ("production", "trainer", "shadow")}
-    batcher = Batcher(token_budget=16_384, lanes=lanes, trainer_max_wait_s=0.1, metrics=ServerMetrics())
+    batcher = Batcher(
+        token_budget=16_384,
+        lanes=lanes,
+        trainer_max_wait_s=0.1,
+        metrics=ServerMetrics(),
+        places=Places(model().places),
+    )
     engine = asyncio.create_task(batcher.run())
     rows = rows_of(world.sizes.small, world.sizes.callers, 64)
     times: list[float] = []
@@ -210,6 +236,7 @@ CASES: dict[str, Callable[[World], Iterator[Json]]] = {
     "trees": case_trees,
     "memory": case_memory,
     "callers": case_callers,
+    "several_gpus": case_several_gpus,
     "swap": case_swap,
     "training": case_training,
     "generate": case_generate,

@@ -33,6 +33,7 @@ from gpu_world import (
     product_tflops,
     rounded,
     rows_of,
+    session_of,
 )
 
 from rewardloop.formats.graphs.inputs import tree_rows
@@ -86,7 +87,7 @@ def parity_of(world: World, family: Family, model: RewardModel, device: Device) 
     of_group = torch_logits(world.torch_model(family, shape), group, PAD)
     for name, shares in (("trees", False), ("shared_prompts", True)):
         inputs = tree_rows([group], 20 + 4 * 9, PAD, shares_prompt=shares)
-        found[name] = difference(model._sessions.alone.run(["logits"], inputs)[0], of_group)
+        found[name] = difference(session_of(model).run(["logits"], inputs)[0], of_group)
     store, manifest = world.version(family, shape, model.manifest.precision)  # type: ignore[arg-type]
     values = adapter_of(model)
     delta = adapter_version(store, manifest, values)
@@ -97,7 +98,7 @@ def parity_of(world: World, family: Family, model: RewardModel, device: Device) 
         for binds in (False, True)
     )
     feeds = active.lay_out(mixed, plain_run(len(mixed), 64))
-    session = active._sessions.alone
+    session = session_of(active)
     by_hand = session.run(["logits"], {**feeds.inputs, **values})[0]
     found["adapter"] = difference(active.execute(feeds), by_hand)
     found["bound_adapter"] = difference(bound_delta.execute(feeds), by_hand)
@@ -121,7 +122,7 @@ def case_attention(world: World) -> Iterator[Json]:
             with printed() as said, world.loaded("bert", shape, precision, masks=masks) as model:
                 feeds = model.lay_out(rows, plain_run(count, length))
                 logits[name] = model.execute(feeds)
-                rate = per_second(world, bound_run(world, model._sessions.alone, feeds.inputs))
+                rate = per_second(world, bound_run(world, session_of(model), feeds.inputs))
             figures = rounded({"tokens_per_s": rate * feeds.tokens})
             store, manifest = world.version("bert", shape, precision, masks)
             figures |= {
@@ -159,7 +160,7 @@ def case_trees(world: World) -> Iterator[Json]:
     for precision in precisions:
         logits = {}
         with printed() as said, world.loaded("llama", shape, precision) as model:
-            session = model._sessions.alone
+            session = session_of(model)
             runs = {
                 "rows": model.lay_out(group, plain_run(responses, prompt + tokens)).inputs,
                 "mask": tree_rows([group], real, PAD),
@@ -218,7 +219,7 @@ def throughputs(world: World, shape: Shape, precision: Precision) -> Iterator[tu
             length = min(tokens, 512, shape.max_length)
             rows = rows_of(shape, max(1, tokens // length), length)
             feeds = model.lay_out(rows, plain_run(len(rows), length))
-            session = model._sessions.alone
+            session = session_of(model)
             yield tokens, "plain", lambda f=feeds: per_second(world, lambda: model.execute(f))
             yield tokens, "bound", lambda s=session, f=feeds: per_second(world, bound_run(world, s, f.inputs))
             if world.is_gpu and tokens <= _MOST_GRAPH_TOKENS:

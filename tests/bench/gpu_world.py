@@ -35,7 +35,7 @@ from rewardloop.formats.text import Encoded
 from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.engine import RewardModel
+from rewardloop_server.scoring.engine import GraphRunner, RewardModel
 from rewardloop_server.scoring.plan import Run
 from rewardloop_trainer.export import graph
 from rewardloop_trainer.export.precision import convert
@@ -302,6 +302,13 @@ def _ids(shape: Shape, tokens: int, chance: random.Random) -> list[int]:
     return [chance.randrange(2, shape.vocabulary) for _ in range(tokens)]
 
 
+def session_of(model: RewardModel) -> Any:
+    """Return the ONNX Runtime session of a version for a run that has the first place to itself."""
+    runner = model._runner
+    assert isinstance(runner, GraphRunner)
+    return runner._sessions[0].alone
+
+
 def adapter_of(model: RewardModel) -> dict[str, npt.NDArray[np.float32]]:
     """Return random values for each adapter input of a graph."""
     draw = np.random.default_rng(0)
@@ -309,7 +316,7 @@ def adapter_of(model: RewardModel) -> dict[str, npt.NDArray[np.float32]]:
         each.name: draw.normal(
             size=[size if isinstance(size, int) and size else _RANK for size in each.shape], scale=0.1
         ).astype(np.float32)
-        for each in model._sessions.alone.get_overridable_initializers()
+        for each in session_of(model).get_overridable_initializers()
     }
 
 

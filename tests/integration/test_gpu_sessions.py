@@ -91,7 +91,7 @@ def _niceness(thread: threading.Thread) -> int:
 
 
 def test_a_process_uses_the_gpu_that_it_is_told_to(store: ModelStore, gpu: GpuRuntime) -> None:
-    device = choose_device("tensorrt", threads=1, spin=False, device_id=3)
+    device = choose_device("tensorrt", threads=1, spin=False, device_ids=(3,))
     trunk = publish_decoder(store)
     load(store, device, publish_delta(store, trunk, lora(1)))
     assert len(gpu.asked) == 2
@@ -107,7 +107,7 @@ def test_a_process_uses_the_gpu_that_it_is_told_to(store: ModelStore, gpu: GpuRu
 def test_the_cpu_has_no_device_id(gpu: GpuRuntime) -> None:
     gpu.has_libraries = False
     gpu.preload_dlls = lambda: None  # type: ignore[method-assign]
-    assert choose_device("auto", threads=1, spin=False, device_id=3) == choose_device("cpu", threads=1, spin=False)
+    assert choose_device("auto", threads=1, spin=False, device_ids=(3,)) == choose_device("cpu", threads=1, spin=False)
 
 
 @pytest.mark.parametrize("publish", [partial(publish_sum_version, max_length=512), publish_decoder])

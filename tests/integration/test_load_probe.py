@@ -172,8 +172,10 @@ def test_a_delta_with_a_tokenizer_of_its_own_is_tried_too(store: ModelStore, mon
     assert tried == [trunk.version]
 
 
-def test_a_version_is_tried_on_the_device_where_it_will_serve(store: ModelStore, tmp_path: Path) -> None:
-    """The child is one that has a GPU, as far as its ONNX Runtime says, and tells what it was asked for."""
+def test_a_version_is_tried_on_every_gpu_where_it_will_serve(store: ModelStore, tmp_path: Path) -> None:
+    """The child is one that has GPUs, as far as its ONNX Runtime says, and tells what it was asked for, and how many
+    sessions were open at once.
+    """
     manifest = publish_sum_version(store)
     seen = tmp_path / "seen.json"
     child = f"""
@@ -183,21 +185,45 @@ from rewardloop_server.loading import probe
 from support.gpu_runtime import GpuRuntime
 import rewardloop_server.device.choose as choose, rewardloop_server.loading.opening as opening
 choose.ort = opening.ort = runtime = GpuRuntime()
+most = []
+runtime.on_run = lambda device_id: most.append(len(runtime.sessions))
 tried = probe._try
 def telling(order, step):
     found = tried(order, step)
-    pathlib.Path({str(seen)!r}).write_text(json.dumps(runtime.asked))
+    pathlib.Path({str(seen)!r}).write_text(json.dumps([runtime.asked, max(most)]))
     return found
 probe._try = telling
 raise SystemExit(probe.main())
 """
-    device = Device("cuda", 4, spin=True, streams=2, memory_gb=2.5, tf32=True, binds_adapters=True, device_id=1)
+    device = Device("cuda", 4, spin=True, streams=2, memory_gb=2.5, tf32=True, binds_adapters=True, device_ids=(1, 3))
     Prober(device, LIMITS, [sys.executable, "-c", child]).probe(manifest, store.fetch("reward", manifest.version))
-    (asked,) = json.loads(seen.read_text())
-    assert asked == dict(zip(device.providers, device.provider_options, strict=True))
-    assert asked["CUDAExecutionProvider"]["gpu_mem_limit"] == "2500000000"
-    assert asked["CUDAExecutionProvider"]["use_tf32"] == "1"
-    assert asked["CUDAExecutionProvider"]["device_id"] == "1"
+    asked, most_sessions = json.loads(seen.read_text())
+    assert asked == [dict(zip(each.providers, each.provider_options, strict=True)) for each in device.each()]
+    assert [options["CUDAExecutionProvider"]["device_id"] for options in asked] == ["1", "3"]
+    for options in asked:
+        assert options["CUDAExecutionProvider"]["gpu_mem_limit"] == "2500000000"
+        assert options["CUDAExecutionProvider"]["use_tf32"] == "1"
+    assert most_sessions == 1
+
+
+def test_a_version_that_one_of_the_gpus_does_not_run_is_refused_with_its_name(store: ModelStore) -> None:
+    manifest = publish_sum_version(store)
+    child = f"""
+import sys
+sys.path[:] = {sys.path!r}
+from rewardloop_server.loading import probe
+from support.gpu_runtime import GpuRuntime
+import rewardloop_server.device.choose as choose, rewardloop_server.loading.opening as opening
+choose.ort = opening.ort = runtime = GpuRuntime()
+def broken(device_id):
+    if device_id == 3:
+        raise RuntimeError("it is broken")
+runtime.on_run = broken
+raise SystemExit(probe.main())
+"""
+    device = Device("cuda", 1, spin=False, device_ids=(1, 3))
+    with pytest.raises(NotLoadable, match=r"does not run on .* on cuda:3: RuntimeError"):
+        Prober(device, LIMITS, [sys.executable, "-c", child]).probe(manifest, store.fetch("reward", manifest.version))
 
 
 def test_a_closed_prober_ends_its_child(store: ModelStore) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 from redis.asyncio import Redis
+from support.graph_runners import graph_runner
 from support.named_models import NamedModels, group, named_models
 from support.reward_graphs import expected_logit, publish_sum_version
 from support.statuses import failure, fields_of, reason_of
@@ -198,7 +199,7 @@ async def test_equal_versions_of_two_models_share_one_graph(redis: Redis, tmp_pa
         for host in served.scoring.hosts.values():
             with host.lease() as model:
                 models.append(model)
-        assert len({id(model._sessions) for model in models}) == 1
+        assert len({id(graph_runner(model)._sessions) for model in models}) == 1
         publish_sum_version(store, factor=2.0, model="reward")
         await served.promote("reward", "2")
         assert (await served.score("helpful")).scores[0].score == expected_logit("alpha", "beta")

@@ -186,7 +186,7 @@ def test_a_version_that_would_run_on_another_device_is_not_loaded(store: ModelSt
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     pool = SessionPool(store, Device("cuda", 1, spin=False), ServerMetrics())
-    with pytest.raises(NotLoadable, match="device is cuda, but ONNX Runtime could not start CUDAExecutionProvider"):
+    with pytest.raises(NotLoadable, match="device is cuda:0, but ONNX Runtime could not start CUDAExecutionProvider"):
         load(pool, store, publish_sum_version(store))
     with pytest.raises(NotLoadable, match="its precision is int8"):
         load(pool, store, replace(publish_sum_version(store), precision="int8"))

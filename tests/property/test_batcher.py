@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.graph_runners import graph_runner
 from support.reward_graphs import WORDS, publish_sum_version
 
 from rewardloop.formats.store import ModelStore
@@ -28,8 +31,8 @@ from rewardloop_server.observe.thread_load import ThreadLoad
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cost import CostModel
 from rewardloop_server.scoring.engine import EngineBroken, RewardModel, Sessions
-from rewardloop_server.scoring.lane import Lane
-from rewardloop_server.scoring.offer import Offer, Slot
+from rewardloop_server.scoring.lane import Group, Lane
+from rewardloop_server.scoring.offer import Offer, Places, Slot
 
 FATAL, NO_NUMBER = 9, 10
 
@@ -85,7 +88,7 @@ def batcher(
         lanes=lanes,
         trainer_max_wait_s=0.05,
         metrics=metrics,
-        streams=streams,
+        places=Places(streams=streams),
         bounds=bounds or RunBounds(),
     )
 
@@ -270,7 +273,7 @@ def offer(model: RewardModel, *, alone: bool) -> Offer:
 
 
 def test_a_run_has_the_whole_device_when_nothing_else_runs_or_waits(versions) -> None:
-    slot = Slot()
+    slot = Slot(Places(streams=3))
     runs = []
     for alone in (True, True, False):
         slot.put(offer(versions[0], alone=alone))
@@ -284,6 +287,62 @@ def test_a_run_has_the_whole_device_when_nothing_else_runs_or_waits(versions) ->
     taken = slot.take()
     assert taken is not None
     assert taken.alone
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.lists(st.integers(0, 11), max_size=40))
+def test_a_run_goes_to_the_place_that_has_the_fewest(versions, gpus: int, streams: int, ends: list[int]) -> None:
+    template = offer(versions[0], alone=True)
+    places = Places(tuple(f"cuda:{i}" for i in range(gpus)), streams)
+    slot = Slot(places)
+    running: list[Offer] = []
+    for end in ends:
+        if running and (end % 2 or len(running) == places.most_runs):
+            slot.done(running.pop(end % len(running)))
+            continue
+        runs = Counter(each.place for each in running)
+        slot.put(replace(template))
+        taken = slot.take()
+        assert taken is not None
+        assert runs[taken.place] == min(runs[place] for place in range(gpus))
+        assert runs[taken.place] < streams
+        assert taken.alone == (runs[taken.place] == 0)
+        running.append(taken)
+
+
+@pytest.mark.parametrize(("gpus", "streams", "most"), [(1, 2, 1), (1, 4, 1), (2, 1, 1), (4, 1, 3), (4, 2, 3)])
+def test_long_runs_leave_a_place_or_a_stream_to_the_short_ones_of_others(versions, gpus, streams, most) -> None:
+    places = Places(tuple(f"cuda:{i}" for i in range(gpus)), streams)
+    slot = Slot(places)
+    running: list[Offer] = []
+    for _ in range(most):
+        long = replace(offer(versions[0], alone=True), is_long=True, lets_by=True)
+        assert not long.waits_for(running, places)
+        slot.put(long)
+        taken = slot.take()
+        assert taken is not None
+        running.append(taken)
+    assert len({each.place for each in running}) == most
+    assert long.waits_for(running, places)
+    assert most < places.most_runs
+    slot.put(offer(versions[0], alone=False))
+    short = slot.take()
+    assert short is not None
+    assert gpus == 1 or short.place not in {each.place for each in running}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "streams", "alone", "tokens"), [(1, 1, True, 5), (1, 2, False, 10), (4, 2, False, 40)]
+)
+async def test_a_lane_counts_on_all_places_to_work_it_off(versions, gpus, streams, alone, tokens) -> None:
+    subject = batcher()
+    subject._places = Places(tuple(f"cuda:{i}" for i in range(gpus)), streams)
+    ran = offer(versions[0], alone=alone)
+    outcome = asyncio.get_running_loop().create_future()
+    ran.rows = [(Group(versions[0], [encoded(*[1] * 10)], "", None, outcome), 0)]
+    subject._ends[ran] = 0.0
+    subject.ran(ran, np.zeros((1, 2), dtype=np.float32), 2.0)
+    assert ran.lane.tokens_in(1.0) == tokens
 
 
 @pytest.mark.parametrize("other", ["short", "long"])
@@ -300,7 +359,7 @@ async def test_long_runs_go_one_at_a_time_while_another_caller_has_short_ones(sl
             return taken
 
     subject = batcher(streams=2, run_s=0.03)
-    subject._slot = Spy()
+    subject._slot = Spy(subject._places)
     async with running(subject):
         await subject.score(slower, [encoded(1)], "production", None, other)
         backlog = [
@@ -326,11 +385,11 @@ async def test_short_runs_wait_for_no_long_one_of_others(versions, monkeypatch, 
     began, released = threading.Event(), threading.Event()
     execute = RewardModel.execute
 
-    def held(self: RewardModel, feeds: Any, *, alone: bool = True, options: Any = None) -> Any:
+    def held(self: RewardModel, feeds: Any, **how: Any) -> Any:
         if feeds.real_tokens >= 60:
             began.set()
             released.wait(20)
-        return execute(self, feeds, alone=alone, options=options)
+        return execute(self, feeds, **how)
 
     monkeypatch.setattr(RewardModel, "execute", held)
     async with running(batcher(streams=2, run_s=0.03)) as subject:
@@ -354,9 +413,9 @@ async def test_a_run_leaves_a_core_to_an_event_loop_that_needs_one(versions, mon
     seen: list[bool] = []
     execute = RewardModel.execute
 
-    def spy(self: RewardModel, feeds: Any, *, alone: bool = True, options: Any = None) -> Any:
-        seen.append(alone)
-        return execute(self, feeds, alone=alone, options=options)
+    def spy(self: RewardModel, feeds: Any, **how: Any) -> Any:
+        seen.append(how["alone"])
+        return execute(self, feeds, **how)
 
     monkeypatch.setattr(RewardModel, "execute", spy)
     monkeypatch.setattr(ThreadLoad, "share", lambda self: busy)
@@ -517,7 +576,7 @@ class Failing:
 
     def __init__(self, model: RewardModel, says: str, most_tokens: int = 0) -> None:
         self.says, self.most_tokens, self.sizes = says, most_tokens, list[int]()
-        self._session = model._sessions.alone
+        self._session = graph_runner(model)._sessions[0].alone
 
     def run(self, outputs: list[str], inputs: dict[str, np.ndarray], options: object) -> list[np.ndarray]:
         self.sizes.append(inputs["input_ids"].size)
@@ -529,7 +588,7 @@ class Failing:
 def failing(tmp_path: Path, says: str, most_tokens: int = 0) -> tuple[RewardModel, Failing]:
     model = load(ModelStore(tmp_path), 1.0)
     session = Failing(model, says, most_tokens)
-    model._sessions = Sessions(session, session)
+    graph_runner(model)._sessions = (Sessions("cpu", session, session),)
     return model, session
 
 
@@ -575,7 +634,7 @@ async def test_a_version_that_runs_nothing_any_more_turns_callers_away_and_ends_
         await subject.score(model, [encoded(2)], "production", None)
     with pytest.raises(EngineStuck):
         await first
-    with pytest.raises(EngineBroken, match="version 1 runs nothing any more"):
+    with pytest.raises(EngineBroken, match="version 1 runs nothing any more on cpu"):
         await engine
     assert failed_runs(metrics)["broken"] == 1
 

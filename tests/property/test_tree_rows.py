@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.adapter_graphs import lora, publish_decoder, publish_delta
+from support.graph_runners import graph_runner
 from support.reward_bases import exported
 
 from rewardloop.formats.graphs.inputs import tree_rows, tree_tokens
@@ -118,6 +119,7 @@ def test_a_row_over_its_prompts_keys_and_values_scores_as_with_a_mask(
     models: dict[str, RewardModel], name: str, rows: list[Encoded]
 ) -> None:
     model = models[name]
+    session = graph_runner(model)._sessions[0].alone
     by_prompt: dict[tuple[int, ...], list[Encoded]] = {}
     for row in rows:
         by_prompt.setdefault(tuple(row.ids[: row.prompt_tokens]), []).append(row)
@@ -126,8 +128,7 @@ def test_a_row_over_its_prompts_keys_and_values_scores_as_with_a_mask(
             continue
         length = tree_tokens(group) + 3  # with padding
         shared, masked = (
-            model._sessions.alone.run(["logits"], tree_rows([group], length, 0, shares_prompt=shares))[0]
-            for shares in (True, False)
+            session.run(["logits"], tree_rows([group], length, 0, shares_prompt=shares))[0] for shares in (True, False)
         )
         np.testing.assert_allclose(shared, masked, atol=1e-5)
 

@@ -103,6 +103,12 @@ def _engine() -> list[Panel]:
             about="Tokens and rows that the engine runs in each second. Padding does not count.",
         ),
         graph(
+            "Runs at once",
+            "short",
+            (rate("rewardloop_run_seconds_total", "instance, device"), "{{instance}} {{device}}"),
+            about="Mean number of runs on each CPU and GPU. One that is always busy has as many as --streams says.",
+        ),
+        graph(
             "Rows and padding of a run",
             "short",
             (mean("rewardloop_batch_rows", "job"), "{{job}} rows"),

@@ -1,11 +1,14 @@
-"""Chooses the device of the reward model, and shows that ONNX Runtime really runs on it."""
+"""Chooses the device of the reward model, and shows that ONNX Runtime really runs on it.
+
+A device is the CPU, or one or several GPUs of a kind, each of which holds every version and runs whole runs.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from io import StringIO
 from typing import Any
@@ -34,11 +37,11 @@ class Device:
         kind: The kind of device.
         threads: Threads of a run that has the device to itself.
         spin: Threads spin between runs instead of sleeping.
-        streams: Most runs at once.
+        streams: Most runs at once on the CPU, or on each of the GPUs.
         memory_gb: Most gigabytes of a GPU's memory that the runs of one session may hold; 0 for no bound.
         tf32: Products of float32 matrices on a GPU may round their factors to TF32, which has 10 bits.
         binds_adapters: Adapters lie on the device for as long as their versions are loaded, and are bound to each run.
-        device_id: Which of the GPUs that CUDA shows to this process.
+        device_ids: Which of the GPUs that CUDA shows to this process. Each holds every version. A CPU has the id 0.
     """
 
     kind: DeviceKind
@@ -48,7 +51,16 @@ class Device:
     memory_gb: float = 0.0
     tf32: bool = False
     binds_adapters: bool = False
-    device_id: int = 0
+    device_ids: tuple[int, ...] = (0,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of the CPU, or of each of the GPUs, such as ``cuda:1``."""
+        return ("cpu",) if self.kind == "cpu" else tuple(f"{self.kind}:{number}" for number in self.device_ids)
+
+    def each(self) -> tuple[Device, ...]:
+        """Return a device for the CPU, or for each of the GPUs, in the order of `names`."""
+        return tuple(replace(self, device_ids=(number,)) for number in self.device_ids)
 
     @property
     def memory(self) -> str:
@@ -62,10 +74,9 @@ class Device:
 
     @property
     def provider_options(self) -> list[dict[str, str]]:
-        """The options of each provider, in the order of `providers`."""
-        return [
-            provider_options(name, self.memory_gb, tf32=self.tf32, device_id=self.device_id) for name in self.providers
-        ]
+        """The options of each provider, in the order of `providers`. Raises ValueError for several GPUs."""
+        (device_id,) = self.device_ids
+        return [provider_options(name, self.memory_gb, tf32=self.tf32, device_id=device_id) for name in self.providers]
 
     def refuses(self, precision: str) -> str | None:
         """Return why versions of this precision must not run on this device, or None if they may."""
@@ -84,7 +95,8 @@ class Device:
         wanted, taken = self.providers[0], session.get_providers()
         if wanted in taken:
             return None
-        return f"device is {self.kind}, but ONNX Runtime could not start {wanted} and would run on {', '.join(taken)}"
+        name = ", ".join(self.names)
+        return f"device is {name}, but ONNX Runtime could not start {wanted} and would run on {', '.join(taken)}"
 
 
 def choose_device(
@@ -96,22 +108,23 @@ def choose_device(
     memory_gb: float = 0.0,
     tf32: bool = False,
     adapters: AdapterUse = "auto",
-    device_id: int = 0,
+    device_ids: Sequence[int] = (0,),
 ) -> Device:
-    """Choose the device, open a session on it to see that it works, and log the choice.
+    """Choose the device, open a session on each of its GPUs to see that they work, and log the choice.
 
     Args:
         wanted: The kind of device. "auto" is CUDA if this ONNX Runtime has it and can start it, else the CPU.
         threads: Threads of a run that has the device to itself; 0 for one a core.
         spin: Threads spin between runs.
-        streams: Most runs at once; 0 for two on a CPU with two threads or more, else one.
+        streams: Most runs at once on the CPU or on each GPU; 0 for two on a CPU with two threads or more, else one.
         memory_gb: As of `Device`.
         tf32: As of `Device`.
         adapters: How adapters reach a graph; "auto" binds them on a GPU, to which active ones are copied in each run.
-        device_id: As of `Device`; without effect on a CPU.
+        device_ids: As of `Device`, each once; without effect on a CPU.
 
     Raises:
-        RuntimeError: This ONNX Runtime does not have the wanted device, or cannot start it.
+        RuntimeError: This ONNX Runtime does not have the wanted device, or cannot start it. That holds for "auto" too
+            if it can start some of the GPUs, because a server must not run on fewer than it was told.
     """
     available = ort.get_available_providers()
     kind: DeviceKind = wanted if wanted != "auto" else "cuda" if PROVIDERS["cuda"][0] in available else "cpu"
@@ -119,27 +132,30 @@ def choose_device(
         raise RuntimeError(
             f"device is {kind}, but this ONNX Runtime has only {', '.join(available)}: {_remedy(installed_builds())}"
         )
-    if kind != "cpu" and (why := _trial(Device(kind, threads, spin, 1, memory_gb, tf32, False, device_id))) is not None:
-        if wanted != "auto":
-            raise RuntimeError(f"{why}: see its message above; --device cpu runs there knowingly")
-        log.warning("the GPU cannot be used: scoring runs on the CPU", reason=why)
-        kind = "cpu"
+    if kind != "cpu":
+        tried = Device(kind, threads, spin, 1, memory_gb, tf32, False, tuple(device_ids)).each()
+        refusals = [why for each in tried if (why := _trial(each)) is not None]
+        if refusals and (wanted != "auto" or len(refusals) < len(tried)):
+            remedy = "--device cpu runs there knowingly" if len(refusals) == len(tried) else "leave out its id"
+            raise RuntimeError(f"{'; '.join(refusals)}: see its message above; {remedy}")
+        if refusals:
+            log.warning("the GPU cannot be used: scoring runs on the CPU", reason="; ".join(refusals))
+            kind = "cpu"
     if kind == "cpu":
-        threads = threads or _cores()
+        threads, device_ids = threads or _cores(), (0,)
         streams = min(streams or 2, threads)
-    streams = streams or 1
+    binds = adapters == "bound" or (adapters == "auto" and kind != "cpu")
+    device = Device(kind, threads, spin, streams or 1, memory_gb, tf32, binds, tuple(device_ids))
     log.info(
         "device chosen",
-        device=kind,
-        device_id=device_id if kind != "cpu" else None,
+        device=", ".join(device.names),
         wanted=wanted,
         threads=threads,
-        streams=streams,
+        streams=device.streams,
         providers=available,
         onnxruntime=ort.__version__,
     )
-    binds = adapters == "bound" or (adapters == "auto" and kind != "cpu")
-    return Device(kind, threads, spin, streams, memory_gb, tf32, binds, device_id if kind != "cpu" else 0)
+    return device
 
 
 def installed_builds() -> set[str]:
@@ -172,7 +188,7 @@ def load_libraries(device: Device) -> None:
 
 
 def _trial(device: Device) -> str | None:
-    """Return why no session runs on the device, or None if one does."""
+    """Return why no session runs on a device of one GPU, or None if one does."""
     try:
         load_libraries(device)
         session = ort.InferenceSession(
@@ -180,7 +196,7 @@ def _trial(device: Device) -> str | None:
         )
         return device.refusal(session)
     except Exception as error:  # ONNX Runtime raises bare Exceptions; which, depends on the provider
-        return f"device is {device.kind}, but ONNX Runtime cannot open a session on it: {error}"
+        return f"device is {', '.join(device.names)}, but ONNX Runtime cannot open a session on it: {error}"
 
 
 def _cores() -> int:

@@ -78,9 +78,26 @@ def read_encoder(manifest: Manifest, directory: Path) -> Encoder:
         raise NotLoadable(f"{where}: {told(error)}") from error
 
 
-def open_sessions(directory: Path, device: Device, guard: LoadGuard) -> tuple[Sessions, Signature]:
-    """Open the sessions of a version whose files are in the directory and were checked. Raises NotLoadable."""
-    where = f"{guard.model} {guard.version}"
+def open_sessions(directory: Path, device: Device, guard: LoadGuard) -> tuple[tuple[Sessions, ...], Signature]:
+    """Open the sessions of a version whose files are in the directory and were checked, one place after the other.
+
+    Returns:
+        The sessions of each place, in the order of `Device.names`, and the inputs that the graph takes.
+
+    Raises:
+        NotLoadable: The graph cannot be opened at one of the places, or takes other inputs.
+    """
+    sessions = tuple(_opened(directory, each, guard) for each in device.each())
+    try:
+        return sessions, Signature.of(sessions[0].alone)
+    except ValueError as error:
+        raise NotLoadable(f"{guard.model} {guard.version}: {error}") from error
+
+
+def _opened(directory: Path, device: Device, guard: LoadGuard) -> Sessions:
+    """Open the sessions of one place."""
+    (place,) = device.names
+    where = f"{guard.model} {guard.version} does not load{'' if device.kind == 'cpu' else f' on {place}'}"
 
     def opened(threads: int) -> Any:
         options = _options(device, threads)
@@ -94,11 +111,8 @@ def open_sessions(directory: Path, device: Device, guard: LoadGuard) -> tuple[Se
         # Streams of a CPU divide its threads, for which each needs a session. A GPU would hold the weights twice.
         beside = opened(device.threads // device.streams) if device.kind == "cpu" and device.streams > 1 else alone
     if (why := device.refusal(alone) or device.refusal(beside)) is not None:
-        raise NotLoadable(f"{where} does not load: {why}")
-    try:
-        return Sessions(alone, beside), Signature.of(alone)
-    except ValueError as error:
-        raise NotLoadable(f"{where}: {error}") from error
+        raise NotLoadable(f"{where}: {why}")
+    return Sessions(place, alone, beside)
 
 
 def run_shapes(manifest: Manifest, device: Device) -> Shapes:
@@ -111,7 +125,7 @@ def _refusing(where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad file
-        raise NotLoadable(f"{where} does not load: {told(error)}") from error
+        raise NotLoadable(f"{where}: {told(error)}") from error
 
 
 def _options(device: Device, threads: int) -> ort.SessionOptions:

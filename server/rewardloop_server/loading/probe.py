@@ -122,20 +122,25 @@ def _try(order: Order, step: Callable[[str], None]) -> dict[str, Any] | None:
         found = check_files(manifest, directory, encoder, allows_loops=order.allows_loops)
     except CorruptVersion as error:
         raise refusal(error) from error
-    step("open")
-    device = Device(**order.device)
+    step("libraries")
+    device = Device(**{**order.device, "device_ids": tuple(order.device["device_ids"])})
     load_libraries(device)
-    sessions, signature = open_sessions(directory, device, guard)
-    model = RewardModel(manifest, encoder, GraphRunner(sessions, signature), CostModel(0.0, 0.0, 0.0))
     short = min(_SHORT, manifest.max_length)
-    step("first run")
-    check(model, 1, short, found.highest, guard)
-    step("short run")
-    check(model, 1, short, found.highest, guard)
-    step("longest run")
-    check(model, 1, manifest.max_length, found.highest, guard)
-    step("text")
-    check_text(model)
+    model: RewardModel | None = None
+    for each in device.each():  # so that the bounds of a step are those of one place
+        step("open")
+        model = None  # frees the sessions of the place before
+        model = RewardModel(
+            manifest, encoder, GraphRunner(*open_sessions(directory, each, guard)), CostModel(0.0, 0.0, 0.0)
+        )
+        step("first run")
+        check(model, 1, short, found.highest, guard)
+        step("short run")
+        check(model, 1, short, found.highest, guard)
+        step("longest run")
+        check(model, 1, manifest.max_length, found.highest, guard)
+        step("text")
+        check_text(model)
     return asdict(found)
 
 

@@ -103,7 +103,8 @@ class Prober:
         order = Order(
             manifest=manifest.to_json(),
             directory=str(directory.absolute()),
-            # One session on half of the threads. All else, such as a GPU's bound of memory, is as where it will serve.
+            # A session at each place on half of the threads, one after the other. All else, such as a GPU's bound of
+            # memory, is as where it will serve.
             device=asdict(replace(self._device, threads=max(1, self._device.threads // 2), spin=False, streams=1)),
             allows_loops=self._limits.allows_loops,
             memory_bytes=bound if self._device.kind == "cpu" else 0,  # other devices map far more than they use
@@ -192,7 +193,7 @@ class _Trial:
             raise kind(line["message"]) from (_ChildError(line["cause"]) if line["cause"] else None)
         seconds, before = now - self._began, self._step
         self._step, self._began = step, now
-        if step in ("check", "open"):
+        if step in ("check", "libraries", "open"):
             self._limit_s = self._limits.read_s(self._size)
         elif step == "longest run" and before == "short run":
             times = self._max_length / 16

@@ -52,7 +52,7 @@ class _Shared:
     Attributes:
         manifest: The version for which they were opened.
         encoder: That version's text encoder.
-        sessions: The sessions.
+        sessions: The sessions of each place.
         signature: What inputs the graph takes.
         cost: How long its runs take.
         tables: How many ids and positions the graph has.
@@ -62,7 +62,7 @@ class _Shared:
 
     manifest: Manifest
     encoder: Encoder
-    sessions: Sessions
+    sessions: tuple[Sessions, ...]
     signature: Signature
     cost: CostModel
     tables: Tables
@@ -174,7 +174,7 @@ class SessionPool:
         guard = replace(shared.guard, model=manifest.model, version=manifest.version)
         if manifest.trunk is not None:
             where = f"{manifest.model} {manifest.version}"
-            adapter = _adapter(directory / ADAPTER, shared.sessions.alone, self._device, where)
+            adapter = _adapter(directory / ADAPTER, shared.sessions[0].alone, self._device, where)
         # The encoder is shared if it can be. Reading a tokenizer holds the interpreter's lock, for as long as all else
         # that a delta needs takes together.
         encoder = shared.encoder if reads_alike(manifest, shared.manifest) else self._encoder(manifest, directory)
@@ -237,7 +237,7 @@ def _adapter(path: Path, session: Any, device: Device, where: str) -> Adapter:
         values = file.get_parameters()
         parameters = {name: (value.data_type(), value.shape()) for name, value in values.items()}
         if device.binds_adapters:
-            adapter = BoundAdapter(values, device.memory, device.device_id)
+            adapter = BoundAdapter(values, device.memory, device.device_ids)
         else:
             adapter = ActiveAdapter(path)
     except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad file

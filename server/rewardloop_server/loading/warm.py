@@ -48,9 +48,10 @@ class _Shape:
 def warm_up(
     model: RewardModel, token: int, guard: LoadGuard, large_shapes: Sequence[tuple[int, int]] = ()
 ) -> CostModel:
-    """Run the model on several shapes, and fit the cost model to the least time of each.
+    """Run the model on several shapes at each place, and fit the cost model to the least time of each shape.
 
-    A run that would end after `_BUDGET_S` is left out, so a large model is fitted to few shapes.
+    A run may go to any place, so the slowest place counts. A run that would end after `_BUDGET_S` is left out, so a
+    large model is fitted to few shapes.
 
     Args:
         model: The version to run.
@@ -62,24 +63,10 @@ def warm_up(
     Raises:
         NotLoadable: The graph does not run, or does not give finite logits of the right shape.
     """
-    longest = model.manifest.max_length
-    shapes = [*(_Shape(*each) for each in (*_SHAPES, *large_shapes) if each[1] < longest), _Shape(1, longest)]
-    trees = [_Shape(*each, are_trees=True) for each in _TREES if model.signature.is_decoder and each[1] < longest]
-    needed = {*shapes[:_ALWAYS], shapes[-1], *trees[:1]}
-    _run(model, shapes[0], token, guard, alone=False)
-    # A session's first run is slow and not counted.
-    token_s = _run(model, shapes[0], token, guard) / shapes[0].tokens
-    if model.signature.shares_prompts and longest >= 4:
-        _timed(model, *_group(longest, token), guard, "a group of 16 responses")
     started = time.monotonic()
-    least: dict[_Shape, float] = {}
-    for shape in (*shapes, *trees) * _REPEATS:
-        expected_s = least.get(shape, token_s * shape.tokens)
-        is_needed = shape in needed and shape not in least
-        if is_needed or time.monotonic() - started + expected_s < _BUDGET_S:
-            least[shape] = min(least.get(shape, math.inf), _run(model, shape, token, guard))
-            token_s = least[shape] / shape.tokens
-    timings = [Timing(shape.rows, shape.length, seconds) for shape, seconds in least.items()]
+    least = [_least(model, place, token, guard, large_shapes) for place in range(len(model.places))]
+    slowest = {shape: max(each[shape] for each in least) for shape in least[0] if all(shape in each for each in least)}
+    timings = [Timing(shape.rows, shape.length, seconds) for shape, seconds in slowest.items()]
     cost = fit(timings)
     log.info(
         "cost model fitted",
@@ -94,8 +81,32 @@ def warm_up(
     return cost
 
 
+def _least(
+    model: RewardModel, place: int, token: int, guard: LoadGuard, large_shapes: Sequence[tuple[int, int]]
+) -> dict[_Shape, float]:
+    """Return the least seconds of each shape that was run at a place."""
+    longest = model.manifest.max_length
+    shapes = [*(_Shape(*each) for each in (*_SHAPES, *large_shapes) if each[1] < longest), _Shape(1, longest)]
+    trees = [_Shape(*each, are_trees=True) for each in _TREES if model.signature.is_decoder and each[1] < longest]
+    needed = {*shapes[:_ALWAYS], shapes[-1], *trees[:1]}
+    _run(model, shapes[0], token, guard, place, alone=False)
+    # A session's first run is slow and not counted.
+    token_s = _run(model, shapes[0], token, guard, place) / shapes[0].tokens
+    if model.signature.shares_prompts and longest >= 4:
+        _timed(model, *_group(longest, token), guard, "a group of 16 responses", place)
+    started = time.monotonic()
+    least: dict[_Shape, float] = {}
+    for shape in (*shapes, *trees) * _REPEATS:
+        expected_s = least.get(shape, token_s * shape.tokens)
+        is_needed = shape in needed and shape not in least
+        if is_needed or time.monotonic() - started + expected_s < _BUDGET_S:
+            least[shape] = min(least.get(shape, math.inf), _run(model, shape, token, guard, place))
+            token_s = least[shape] / shape.tokens
+    return least
+
+
 def check(model: RewardModel, count: int, length: int, token: int, guard: LoadGuard) -> None:
-    """Run the graph once on one token, repeated.
+    """Run the graph once at each place on one token, repeated.
 
     Args:
         model: The version to run.
@@ -109,16 +120,17 @@ def check(model: RewardModel, count: int, length: int, token: int, guard: LoadGu
         NotLoadable: The graph does not run, or does not give finite logits of the right shape.
     """
     are_trees = model.signature.is_decoder and 4 <= length < model.manifest.max_length
-    _run(model, _Shape(count, length, are_trees), token, guard)
+    for place in range(len(model.places)):
+        _run(model, _Shape(count, length, are_trees), token, guard, place)
 
 
-def _run(model: RewardModel, shape: _Shape, token: int, guard: LoadGuard, *, alone: bool = True) -> float:
-    """Run the graph once on one token, repeated, as `check` does, and return the seconds that it took."""
-    return _timed(model, *_example(shape, token), guard, shape.named(token), alone)
+def _run(model: RewardModel, shape: _Shape, token: int, guard: LoadGuard, place: int, *, alone: bool = True) -> float:
+    """Run the graph once on one token, repeated, at a place, and return the seconds that it took."""
+    return _timed(model, *_example(shape, token), guard, shape.named(token), place, alone)
 
 
 def _timed(
-    model: RewardModel, rows: list[Encoded], run: Run, guard: LoadGuard, named: str, alone: bool = True
+    model: RewardModel, rows: list[Encoded], run: Run, guard: LoadGuard, named: str, place: int, alone: bool = True
 ) -> float:
     """Execute a run, and return the seconds that it took. Raises NotLoadable, which names the run, as `check` does."""
     try:
@@ -126,10 +138,11 @@ def _timed(
         options = model.options()
         started = time.perf_counter()
         with guard.running(options):
-            model.execute(feeds, alone=alone, options=options)
+            model.execute(feeds, place=place, alone=alone, options=options)
     except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad graph, and NumPy its own
         name = f"{model.manifest.model} {model.manifest.version}"
-        raise NotLoadable(f"{name} does not run on {named}: {told(error)}") from error
+        where = "" if model.places[place] == "cpu" else f" on {model.places[place]}"
+        raise NotLoadable(f"{name} does not run on {named}{where}: {told(error)}") from error
     return time.perf_counter() - started
 
 

@@ -112,6 +112,11 @@ class ServerMetrics:
     batch_rows: Histogram = histogram("batch_rows", "Sequences in one engine run.", ROWS_BUCKETS)
     batch_tokens: Histogram = histogram("batch_tokens", "Tokens in one engine run, without padding.", TOKENS_BUCKETS)
     padding_ratio: Histogram = histogram("padding_ratio", "Share of a run's tokens that is padding.", RATIO_BUCKETS)
+    run_seconds_total: Counter = counter(
+        "run_seconds_total",
+        "Time of the engine's runs, by where they ran: cpu, or the GPU, such as cuda:0. Runs at once count each.",
+        device=ANY,
+    )
     failed_runs_total: Counter = counter(
         "failed_runs_total",
         "Engine runs that failed, by what became of their requests: run again in parts (split), run again in smaller"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rewardloop.formats.storing.pooling_file import PoolingFile
 from rewardloop.formats.text import Encoded
-from rewardloop_server.pooling.dialects import Logits, NoLogits
+from rewardloop_server.pooling.dialects import NoLogits
 from rewardloop_server.pooling.loop_thread import LoopThread
 from rewardloop_server.pooling.servers import VersionServers
 from rewardloop_server.scoring.cost import CostModel
@@ -21,6 +21,8 @@ from rewardloop_server.scoring.plan import Limit, Run
 
 # A row is its token ids and nothing else.
 _SIGNATURE = Signature(is_decoder=False, takes_segments=False, taken=frozenset(("input_ids",)), broadcasts_mask=False)
+
+T = TypeVar("T")
 
 
 class RemoteCall:
@@ -41,7 +43,7 @@ class RemoteCall:
         if value and self._future is not None:
             self._future.cancel()
 
-    def result(self, future: Future[Logits]) -> Logits:
+    def result(self, future: Future[T]) -> T:
         """Wait for the call. Raises what the call raises, and EngineAway if it was cancelled."""
         self._future = future
         if self._terminate:
@@ -62,6 +64,7 @@ class RemoteRunner:
     """
 
     is_elsewhere = True
+    places = ("a server elsewhere",)  # whichever place of this process a run is dealt to, the servers run it
     signature = _SIGNATURE
 
     def __init__(self, file: PoolingFile, servers: VersionServers, loop: LoopThread) -> None:
@@ -98,7 +101,7 @@ class RemoteRunner:
             raise EngineAway("the version was closed")
         return RemoteCall()
 
-    def logits(self, feeds: Feeds, options: RemoteCall, *, alone: bool) -> Floats:
+    def logits(self, feeds: Feeds, options: RemoteCall, *, place: int, alone: bool) -> Floats:
         """Have a server run the rows; as of `Runner`."""
         ends = np.cumsum(feeds.inputs["lengths"])[:-1]
         rows = [part.tolist() for part in np.split(feeds.inputs["input_ids"], ends)]

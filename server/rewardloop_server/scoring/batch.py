@@ -1,7 +1,8 @@
 """batch: chooses the next run from the waiting rows, lays it out while another runs, and keeps the engine busy.
 
 A run holds rows that came during the last one, and the engine is never idle while rows wait. While callers have short
-runs, those of others that take longer than a run should go one at a time, so that a stream is left for the short ones.
+runs, those of others that take longer than a run should go one at a time, so that a stream is left for the short ones;
+of several GPUs they leave one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rewardloop_server.observe.thread_load import ThreadLoad
 from rewardloop_server.scoring.engine import EngineBroken, OutOfMemory, RewardModel
 from rewardloop_server.scoring.isolate import Isolation
 from rewardloop_server.scoring.lane import Group, Lane, Scored
-from rewardloop_server.scoring.offer import Failure, Offer, Outcome, Slot, drive
+from rewardloop_server.scoring.offer import Failure, Offer, Outcome, Places, Slot, drive
 
 log = structlog.get_logger()
 
@@ -53,6 +54,7 @@ _BUSY_LOOP = 0.5
 _MOST_PASSED = 4
 
 _BOUNDS = RunBounds()
+_ONE_RUN = Places()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class Batcher:
             starve.
         metrics: Where queues and runs are measured.
         engine_nice: By how much the engine's threads raise their niceness.
-        streams: Most runs at once, each in a thread of its own. A run that is alone has all threads of the device,
+        places: Where runs go, each in a thread of its own. A run that is alone at its place has all threads there,
             unless the event loop needs one of them, and so has a long run that lets short ones of other callers by.
         watch: Stops runs that do not end.
         bounds: How long runs may take.
@@ -102,13 +104,13 @@ class Batcher:
         trainer_max_wait_s: float,
         metrics: ServerMetrics,
         engine_nice: int = 0,
-        streams: int = 1,
+        places: Places = _ONE_RUN,
         watch: Watch | None = None,
         bounds: RunBounds = _BOUNDS,
     ) -> None:
         self._budget = self._full_budget = float(token_budget)
         self._engine_nice = engine_nice
-        self._streams = streams
+        self._places = places
         self._limits = lanes
         self._recent_s = self._recent_estimated_s = 0.0  # of the latest runs
         self._lanes = {
@@ -121,7 +123,7 @@ class Batcher:
         self._bounds = bounds
         self._isolation = Isolation(self._lanes, metrics)
         self._loop_load = ThreadLoad()
-        self._slot = Slot()
+        self._slot = Slot(self._places)
         self._offered: Offer | None = None
         self._offered_at = 0  # how many groups had come by then
         self._ends: dict[Offer, float] = {}  # estimated ends of the runs in flight
@@ -260,7 +262,7 @@ class Batcher:
         self._broken = self._loop.create_future()
         engine = [
             threading.Thread(target=self._drive, args=(self._loop,), name=f"engine-{i}", daemon=True)
-            for i in range(self._streams)
+            for i in range(self._places.most_runs)
         ]
         for stream in engine:
             stream.start()
@@ -308,7 +310,8 @@ class Batcher:
             overtaken = is_new and offered.part is None and offered.lane.is_overtaken(offered.rows)
             grown = is_new and offered.may_grow
             shrunk = any(index not in group.waiting for group, index in offered.rows)
-            is_passed = self._pushes != self._offered_at and offered.part is None and offered.waits_for(self._ends)
+            has_waited = offered.part is None and offered.waits_for(self._ends, self._places)
+            is_passed = has_waited and self._pushes != self._offered_at
             if not (outranked or overtaken or grown or shrunk or is_passed):
                 return
             if not self._slot.withdraw():
@@ -318,7 +321,7 @@ class Batcher:
         for lane in self._order(now):
             offer = self._choose(lane, now)
             best = best or offer
-            if offer is not None and not offer.waits_for(self._ends):
+            if offer is not None and not offer.waits_for(self._ends, self._places):
                 best = offer
                 break
         if best is not None:
@@ -346,11 +349,12 @@ class Batcher:
         for group in lane.expired(now):
             lane.fail(group, DeadlinePassed("the deadline passed while the request was queued"))
         run_s = self._limits[lane.name].run_s / self._slowness()
-        while waiting := lane.window(min(self._budget, lane.tokens_in(_WINDOW_RUNS * run_s)), without):
+        window_s = _WINDOW_RUNS * run_s / len(self._places.names)
+        while waiting := lane.window(min(self._budget, lane.tokens_in(window_s)), without):
             model = waiting[0][0].model
             part = waiting[0][0].waiting[waiting[0][1]]
             encoded = [group.rows[index] for group, index in waiting]
-            limit_s = max(run_s / self._streams, _LEAST_FIXED_COSTS * model.cost.fixed_s)
+            limit_s = max(run_s / self._places.streams, _LEAST_FIXED_COSTS * model.cost.fixed_s)
             try:
                 run = model.plan(encoded, limit_s, int(self._budget))[0]
                 feeds = model.lay_out(encoded, run)
@@ -371,7 +375,7 @@ class Batcher:
             lets_by = is_long and any(
                 each.has_short_runs_of_others(account, now) for each in (lane, self._lanes["production"])
             )
-            if lets_by and len(without) < _MOST_PASSED and any(each.is_long for each in self._ends):
+            if lets_by and len(without) < _MOST_PASSED and self._places.has_most_long(self._ends):
                 by = self._choose(lane, now, (*without, account))
                 if by is not None and not by.is_long:
                     return by
@@ -388,8 +392,8 @@ class Batcher:
             self._feed_soon()
 
     def _share(self, offer: Offer) -> int:
-        """Return how many such runs share the device, by which each of them takes longer than it would alone."""
-        return 1 if offer.alone else self._streams
+        """Return how many such runs share a place, by which each of them takes longer than it would alone."""
+        return 1 if offer.alone else self._places.streams
 
     def _slowness(self) -> float:
         """Return how many times longer than estimated the latest runs took, at least 1."""
@@ -415,6 +419,7 @@ class Batcher:
     def ran(self, offer: Offer, outcome: Outcome, run_s: float) -> None:
         """Give a run's logits to its groups, and answer those that are complete."""
         del self._ends[offer]
+        self._metrics.run_seconds_total.labels(device=self._places.names[offer.place]).inc(run_s)
         self._isolation.ended(offer)
         if isinstance(outcome, Failure):
             if isinstance(outcome.error, OutOfMemory) and len(offer.rows) > 1:
@@ -423,7 +428,9 @@ class Batcher:
                 log.warning("memory did not suffice for a run, so runs are smaller", most_tokens=int(self._budget))
             self._isolation.failed(offer.lane, offer.rows, offer.model, offer.part, outcome)
             if outcome.is_broken:
-                self._end(EngineBroken(f"version {offer.model.manifest.version} runs nothing any more"), outcome.error)
+                where = self._places.names[offer.place]
+                error = EngineBroken(f"version {offer.model.manifest.version} runs nothing any more on {where}")
+                self._end(error, outcome.error)
             self._feed_soon()
             return
         if self._budget < self._full_budget:
@@ -439,7 +446,7 @@ class Batcher:
                 queue_s = group.started - group.enqueued
                 scored = Scored(group.logits, queue_s, group.run_s, offer.feeds.rows, offer.feeds.real_tokens)
                 group.outcome.set_result(scored)
-        offer.lane.ran(tokens, run_s / self._share(offer))
+        offer.lane.ran(tokens, run_s / self._share(offer) / len(self._places.names))
         self._recent_s = _KEPT * self._recent_s + run_s
         self._recent_estimated_s = _KEPT * self._recent_estimated_s + offer.run.cost_s * self._share(offer)
         self._metrics.batch_rows.observe(offer.feeds.rows)
@@ -448,7 +455,7 @@ class Batcher:
 
     def _wait_s(self, lane: str, caller: str, deadline: float, now: float) -> float:
         """Return the least seconds that a group which came now would wait. Runs in flight count as estimated."""
-        busy_s = min(self._ends.values()) - now if len(self._ends) == self._streams else 0.0
+        busy_s = min(self._ends.values()) - now if len(self._ends) == self._places.most_runs else 0.0
         wait = max(0.0, busy_s) + self._lanes[lane].wait_s(caller, deadline)
         return wait + (0.0 if lane == "production" else self._lanes["production"].backlog_s)
 

@@ -29,13 +29,15 @@ _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "status_alloc_fa
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """The ONNX Runtime sessions of one graph, which are the same session if the device has one stream.
+    """The ONNX Runtime sessions of one graph at one place: the CPU, or one GPU. They may be the same session.
 
     Attributes:
-        alone: For a run that has the device to itself.
+        place: The place's name, such as ``cuda:1``.
+        alone: For a run that has the place to itself.
         beside: For one of several runs at once, on its share of the threads.
     """
 
+    place: str
     alone: Any
     beside: Any
 
@@ -73,6 +75,7 @@ class Runner(Protocol):
         signature: What inputs it takes.
         is_elsewhere: A server runs the version, which may be away and come back. So if nothing runs any more, it is
             waited for; a device of this process would need a new process.
+        places: The names of the places where it runs: the CPU, each GPU, or elsewhere.
     """
 
     @property
@@ -80,6 +83,9 @@ class Runner(Protocol):
 
     @property
     def is_elsewhere(self) -> bool: ...
+
+    @property
+    def places(self) -> tuple[str, ...]: ...
 
     def plan(self, rows: Sequence[Encoded], cost: CostModel, limit: Limit) -> list[Run]:
         """Return the cheapest runs of the rows. The first run holds row 0."""
@@ -90,8 +96,8 @@ class Runner(Protocol):
     def options(self) -> Any:
         """Return the options of one run. Setting their ``terminate`` from another thread stops the run."""
 
-    def logits(self, feeds: Feeds, options: Any, *, alone: bool) -> Floats:
-        """Run, and return raw logits, (rows, heads). `RewardModel.execute` says what is raised."""
+    def logits(self, feeds: Feeds, options: Any, *, place: int, alone: bool) -> Floats:
+        """Run at a place, and return raw logits, (rows, heads). `RewardModel.execute` says what is raised."""
 
     def close(self) -> None:
         """Let go of what it holds. Called once, after which it has no options."""
@@ -101,7 +107,7 @@ class GraphRunner:
     """Runs an ONNX graph in this process.
 
     Args:
-        sessions: The sessions that it runs on.
+        sessions: The sessions that it runs on, of each place of its device.
         signature: What inputs the graph takes.
         adapter: The version's adapter, if it is a delta.
         shapes: Which runs suit its device.
@@ -110,7 +116,11 @@ class GraphRunner:
     is_elsewhere = False
 
     def __init__(
-        self, sessions: Sessions, signature: Signature, adapter: Adapter | None = None, shapes: Shapes = ANY_SHAPE
+        self,
+        sessions: Sequence[Sessions],
+        signature: Signature,
+        adapter: Adapter | None = None,
+        shapes: Shapes = ANY_SHAPE,
     ) -> None:
         self.signature = signature
         self._sessions = sessions
@@ -140,15 +150,21 @@ class GraphRunner:
             self._adapter.prepare(options)
         return options
 
-    def logits(self, feeds: Feeds, options: Any, *, alone: bool) -> Floats:
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The names of the places; as of `Runner`."""
+        return tuple(each.place for each in self._sessions)
+
+    def logits(self, feeds: Feeds, options: Any, *, place: int, alone: bool) -> Floats:
         """Run the graph; as of `Runner`."""
-        session = self._sessions.alone if alone else self._sessions.beside
+        sessions = self._sessions[place]
+        session = sessions.alone if alone else sessions.beside
         inputs = self.signature.given(feeds)
         try:
             logits: Floats = (
                 session.run(["logits"], inputs, options)[0]
                 if self._adapter is None
-                else self._adapter.run(session, inputs, options)
+                else self._adapter.run(session, inputs, options, place)
             )
         except Exception as error:
             if any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
@@ -191,6 +207,11 @@ class RewardModel:
         self._is_closed = False
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """The names of the places where it runs: the CPU, each GPU, or elsewhere."""
+        return self._runner.places
+
+    @property
     def is_closed(self) -> bool:
         """Whether `close` was called, after which nothing runs."""
         return self._is_closed
@@ -214,12 +235,13 @@ class RewardModel:
         """Return the options of one run. Setting their ``terminate`` from another thread stops the run."""
         return self._runner.options()
 
-    def execute(self, feeds: Feeds, *, alone: bool = True, options: Any = None) -> Floats:
+    def execute(self, feeds: Feeds, *, place: int = 0, alone: bool = True, options: Any = None) -> Floats:
         """Run the version and return raw logits, (rows, heads), in the order of the run's rows.
 
         Args:
             feeds: The run's input.
-            alone: Nothing else needs the device, so that the run may have all of its threads.
+            place: Where to run it, as an index into `places`.
+            alone: Nothing else needs that place, so that the run may have all of its threads.
             options: Those of `options`, for a caller that may stop the run.
 
         Raises:
@@ -229,24 +251,28 @@ class RewardModel:
             Exception: ONNX Runtime raises errors of several classes of its own.
         """
         options = self.options() if options is None else options
-        logits = self._runner.logits(feeds, options, alone=alone)
+        logits = self._runner.logits(feeds, options, place=place, alone=alone)
         if logits.shape != (feeds.rows, self.manifest.heads):
             raise UnusableLogits(f"it gives logits of shape {logits.shape}, not {(feeds.rows, self.manifest.heads)}")
         if not np.isfinite(logits).all():
             raise UnusableLogits("it gives logits that are not finite")
         return logits
 
-    def works(self, *, alone: bool = True, options: Any = None) -> bool:
+    def works(self, *, place: int = 0, alone: bool = True, options: Any = None) -> bool:
         """Run a few padding tokens, which ran when the version was warmed, and return whether that still succeeds."""
         row = Encoded([self.encoder.format.pad] * min(8, self.manifest.max_length), None, truncated=False)
         try:
-            self.execute(self.lay_out([row], Run(((0,),), len(row.ids), 0.0)), alone=alone, options=options)
+            feeds = self.lay_out([row], Run(((0,),), len(row.ids), 0.0))
+            self.execute(feeds, place=place, alone=alone, options=options)
         except Exception:  # the caller reports the error of the run for which it asks
             return False
         return True
 
     def run(self, rows: Sequence[Encoded]) -> tuple[Floats, int]:
-        """Plan and run the rows. Returns raw logits, (rows, heads), in their order, and the tokens run with padding."""
+        """Plan and run the rows at the first place.
+
+        Returns raw logits, (rows, heads), in the order of the rows, and the tokens run with padding.
+        """
         logits = np.empty((len(rows), self.manifest.heads), dtype=np.float32)
         for run in (runs := self.plan(rows)):
             logits[list(run.rows)] = self.execute(self.lay_out(rows, run))

@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -15,6 +16,31 @@ from rewardloop_server.scoring.engine import EngineAway, Floats, Overrun, Reward
 from rewardloop_server.scoring.lane import Lane, Part, Row
 from rewardloop_server.scoring.layout import Feeds
 from rewardloop_server.scoring.plan import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the engine runs: on the CPU, or on each GPU.
+
+    Attributes:
+        names: The places' names. Versions have sessions for each place, in this order.
+        streams: Most runs at once at each place, on which they share it.
+    """
+
+    names: tuple[str, ...] = ("cpu",)
+    streams: int = 1
+
+    @property
+    def most_runs(self) -> int:
+        """Most runs at once."""
+        return len(self.names) * self.streams
+
+    def has_most_long(self, running: Iterable[Offer]) -> bool:
+        """Return whether as many long runs are in flight as may be while other callers have short ones.
+
+        One place is left to these or, of a single place, all of its streams but one.
+        """
+        return sum(each.is_long for each in running) >= max(1, len(self.names) - 1)
 
 
 @dataclass(slots=True, eq=False)
@@ -30,10 +56,12 @@ class Offer:
         may_grow: It has every row that waited and is short of its limit, so it is chosen again if more rows come.
         pushes: The lane's count of groups when it was chosen.
         is_long: It is estimated to take longer than a run of its lane should.
-        alone: It may have all threads of the device: nothing keeps the event loop busy, and either nothing else waits
-            and (once it is taken) runs, or it is the only long run at a time.
-        lets_by: It is the only long run at a time, so that short runs of other callers find a stream free.
+        alone: It may have all threads of its place: nothing keeps the event loop busy, and either nothing else waits
+            and (once it is taken) runs there, or `lets_by`.
+        lets_by: It waits while as many long runs are in flight as `Places` allows, so that short runs of other callers
+            find a stream free.
         part: The part of a failed run that its rows are, if they are one.
+        place: Where it runs once it is taken, as an index into `Places.names`.
     """
 
     lane: Lane
@@ -47,10 +75,11 @@ class Offer:
     part: Part | None = None
     is_long: bool = False
     lets_by: bool = False
+    place: int = 0
 
-    def waits_for(self, running: Iterable[Offer]) -> bool:
+    def waits_for(self, running: Iterable[Offer], places: Places) -> bool:
         """Return whether the engine takes it only after one of the runs in flight."""
-        return self.lets_by and any(each.is_long for each in running)
+        return self.lets_by and places.has_most_long(running)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +108,16 @@ _TRIAL_EVERY_S = 1.0
 
 
 class Slot:
-    """Holds the next run for the engine's threads. The first thread that is free takes it at once."""
+    """Holds the next run for the engine's threads. The first thread that is free takes it at once.
 
-    def __init__(self) -> None:
+    A run goes to the place that has the fewest runs, so that no two are at one place while another is free.
+
+    Args:
+        places: The places.
+    """
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
         self._changed = threading.Condition()
         self._offer: Offer | None = None
         self._running: set[Offer] = set()
@@ -102,12 +138,14 @@ class Slot:
     def take(self) -> Offer | None:
         """Wait for a run and take it. Returns None once the slot is closed."""
         with self._changed:
-            while not self._is_closed and (self._offer is None or self._offer.waits_for(self._running)):
+            while not self._is_closed and (self._offer is None or self._offer.waits_for(self._running, self._places)):
                 self._changed.wait()
             offer, self._offer = self._offer, None
             if offer is None or self._is_closed:
                 return None
-            offer.alone = offer.alone and (offer.lets_by or not self._running)
+            runs = Counter(each.place for each in self._running)
+            offer.place = min(range(len(self._places.names)), key=runs.__getitem__)
+            offer.alone = offer.alone and (offer.lets_by or not runs[offer.place])
             self._running.add(offer)
             return offer
 
@@ -205,7 +243,7 @@ def _outcome(
     )
     watch.begin(work)
     try:
-        return model.execute(offer.feeds, alone=offer.alone, options=options)
+        return model.execute(offer.feeds, place=offer.place, alone=offer.alone, options=options)
     except Exception as error:  # any exception of ONNX Runtime fails this run and not the engine
         overrun = Overrun(f"it did not end within {limit_s:.1f} s") if work.is_overrun else None
         # A device of this process works if a run of it could be stopped; a server may have stopped answering at all.
@@ -228,7 +266,7 @@ def _outcome(
 
 
 def _works(offer: Offer, watch: Watch, bounds: RunBounds) -> bool:
-    """Return whether the version runs a few tokens, as it did when it was warmed."""
+    """Return whether the version runs a few tokens where the offer ran, as it did when it was warmed."""
     model = offer.model
     try:
         trial = model.options()
@@ -236,6 +274,6 @@ def _works(offer: Offer, watch: Watch, bounds: RunBounds) -> bool:
         return False
     watch.begin(Work("trial run", model.manifest.version, bounds.least_s, lambda: setattr(trial, "terminate", True)))
     try:
-        return model.works(alone=offer.alone, options=trial)
+        return model.works(place=offer.place, alone=offer.alone, options=trial)
     finally:
         watch.end()

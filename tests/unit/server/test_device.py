@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnxruntime as ort
 import pytest
 from support.gpu_runtime import install
 
+from rewardloop.process.settings import parse
 from rewardloop_server.device import choose
 from rewardloop_server.device.choose import Device, choose_device, installed_builds
+from rewardloop_server.fronts.order import Order
 from rewardloop_server.settings import ServeSettings
 
 
@@ -97,7 +99,7 @@ def test_device_that_cannot_be_started_is_refused_and_never_replaced_in_silence(
     kind: Literal["cuda", "tensorrt"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rewardloop_server.device.choose.ort", _Stub())
-    with pytest.raises(RuntimeError, match=f"device is {kind}, but ONNX Runtime could not start"):
+    with pytest.raises(RuntimeError, match=f"device is {kind}:0, but ONNX Runtime could not start"):
         choose_device(kind, threads=1, spin=False)
 
 
@@ -117,22 +119,77 @@ def test_libraries_of_cuda_are_loaded_from_their_packages_before_the_device_is_t
     kind: Literal["cuda", "tensorrt"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = install(monkeypatch)  # which starts no session on a GPU without them
-    assert choose_device(kind, threads=1, spin=False, device_id=2) == Device(
-        kind, 1, spin=False, binds_adapters=True, device_id=2
+    assert choose_device(kind, threads=1, spin=False, device_ids=(2,)) == Device(
+        kind, 1, spin=False, binds_adapters=True, device_ids=(2,)
     )
     assert runtime.has_libraries
 
 
 def test_a_cpu_needs_no_libraries_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = install(monkeypatch)
-    assert choose_device("cpu", threads=1, spin=False).device_id == 0
+    assert choose_device("cpu", threads=1, spin=False).names == ("cpu",)
     assert not runtime.has_libraries
 
 
-def test_a_gpu_is_named_only_where_one_is_used() -> None:
-    assert ServeSettings(device="auto", device_id=1).device_id == 1
-    with pytest.raises(ValueError, match="device_id 1 names a GPU, and device is cpu"):
-        ServeSettings(device="cpu", device_id=1)
+def test_every_gpu_that_is_named_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = install(monkeypatch)
+    device = choose_device("cuda", threads=1, spin=False, device_ids=(0, 5, 2))
+    assert device.names == ("cuda:0", "cuda:5", "cuda:2")
+    assert [asked["CUDAExecutionProvider"]["device_id"] for asked in runtime.asked] == ["0", "5", "2"]
+
+
+@pytest.mark.parametrize("wanted", ["cuda", "auto"])
+def test_a_gpu_that_the_machine_does_not_have_is_refused_by_its_name(
+    wanted: Literal["cuda", "auto"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch).gpus = 2
+    with pytest.raises(RuntimeError, match=r"device is cuda:2, .*invalid device ordinal.*; leave out its id"):
+        choose_device(wanted, threads=1, spin=False, device_ids=(0, 1, 2))
+
+
+def test_auto_falls_back_to_the_cpu_if_none_of_the_gpus_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch).gpus = 2
+    assert choose_device("auto", threads=1, spin=False, device_ids=(2, 3)).names == ("cpu",)
+    with pytest.raises(RuntimeError, match=r"device is cuda:2, .*; device is cuda:3, .*; --device cpu runs there"):
+        choose_device("cuda", threads=1, spin=False, device_ids=(2, 3))
+
+
+def test_a_session_is_on_one_gpu() -> None:
+    device = Device("cuda", 1, spin=False, device_ids=(1, 3))
+    assert [each.names for each in device.each()] == [("cuda:1",), ("cuda:3",)]
+    with pytest.raises(ValueError, match="too many values"):
+        _ = device.provider_options
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus"),
+    [
+        ([], (0,)),
+        (["--device-id", "2"], (2,)),
+        (["--device-ids", "0,1,2,3"], (0, 1, 2, 3)),
+        (["--device-ids", "3", "--device-ids", "1"], (3, 1)),
+    ],
+)
+def test_gpus_are_named_by_a_list_or_a_number(flags: list[str], gpus: tuple[int, ...]) -> None:
+    settings = parse(ServeSettings, ["--device", "cuda", *flags], "rewardloop serve")
+    assert settings.gpus == gpus
+    order = Order("engine", 0, Path("/private"), settings)
+    assert Order.from_line(order.to_line()).settings.gpus == gpus
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"device": "cpu", "device_id": 1}, "device_id 1 names a GPU, and device is cpu"),
+        ({"device": "cpu", "device_ids": [0, 1]}, r"device_ids \[0, 1\] name GPUs, and device is cpu"),
+        ({"device_ids": [0, 1, 0]}, r"device_ids name GPUs twice: \[0\]"),
+        ({"device_id": 0, "device_ids": [0, 1]}, "device_id and device_ids are both set"),
+        ({"device_ids": [0, -1]}, "greater than or equal to 0"),
+    ],
+)
+def test_gpus_that_are_named_wrongly_are_refused(named: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ServeSettings(**named)
 
 
 def test_a_gpu_multiplies_in_float32_unless_tf32_is_allowed_and_its_memory_can_be_bounded() -> None:

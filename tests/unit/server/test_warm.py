@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +18,16 @@ FIXED_S, TOKEN_S, PLAIN_TOKEN2_S, MASK_TOKEN2_S = 1e-4, 1e-7, 1e-9, 3e-9
 
 class SlowDecoder:
     """A model whose runs take a known time by its own clock; a score of a tree row takes three times that of a plain
-    one."""
+    one.
 
-    def __init__(self, *, is_decoder: bool = True) -> None:
+    Args:
+        is_decoder: It takes tree rows, too.
+        slowness: By how much longer than that a run takes at each of its places.
+    """
+
+    def __init__(self, *, is_decoder: bool = True, slowness: Sequence[float] = (1.0,)) -> None:
+        self.places = tuple(f"cuda:{i}" for i in range(len(slowness)))
+        self.slowness = slowness
         self.manifest = SimpleNamespace(model="reward", version="1", max_length=1024)
         self.signature = SimpleNamespace(is_decoder=is_decoder, shares_prompts=False)
         self.now_s = 0.0
@@ -32,10 +39,11 @@ class SlowDecoder:
     def options(self) -> None:
         return None
 
-    def execute(self, run: Run, *, alone: bool, options: None) -> None:
+    def execute(self, run: Run, *, place: int, alone: bool, options: None) -> None:
         self.ran.append(run)
         token2_s = MASK_TOKEN2_S if run.kind == "tree" else PLAIN_TOKEN2_S
-        self.now_s += FIXED_S + len(run.items) * run.length * (TOKEN_S + token2_s * run.length)
+        run_s = FIXED_S + len(run.items) * run.length * (TOKEN_S + token2_s * run.length)
+        self.now_s += self.slowness[place] * run_s
 
 
 class Unwatched:
@@ -73,3 +81,12 @@ def test_an_encoder_is_timed_on_plain_rows_alone(monkeypatch: pytest.MonkeyPatch
     assert {run.kind for run in model.ran} == {"rows"}
     assert cost.per_token2_s == pytest.approx(PLAIN_TOKEN2_S)
     assert cost.per_token_s == pytest.approx(TOKEN_S)
+
+
+@pytest.mark.parametrize("slowness", [(1.0, 3.0, 2.0), (3.0, 1.0, 2.0)])
+def test_of_unequal_gpus_the_slowest_counts(slowness: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = fitted(SlowDecoder(is_decoder=False), monkeypatch)
+    model = SlowDecoder(is_decoder=False, slowness=slowness)
+    cost = fitted(model, monkeypatch)
+    for length in (16, 256, 1024):
+        assert cost.run_s(4, length) == pytest.approx(3 * one.run_s(4, length))
