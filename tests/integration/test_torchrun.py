@@ -38,7 +38,7 @@ def history(directory: Path) -> list[tuple[int, dict[str, float]]]:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes made of every algorithm."""
     directory = tmp_path_factory.mktemp("two")
-    process = torchrun(directory, *ONLINE, *OFFLINE, "reward-dropout")
+    process = torchrun(directory, *ONLINE, *OFFLINE, "reward-dropout", "sums")
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     return directory
@@ -78,6 +78,17 @@ def test_two_processes_end_in_the_weights_of_one(algorithm: str, two: Path, tmp_
     for name, tensor in alone.items():
         # A bias of BERT's keys moves no score: all that it ever gets is float noise, of some 1e-7.
         assert (together[name] - tensor).norm() <= 1e-4 * tensor.norm() + 1e-6, name
+
+
+def test_gradients_are_summed_in_a_bounded_part_of_their_memory(two: Path) -> None:
+    found = json.loads((two / "sums" / "sums.json").read_text())
+    assert found["are_sums"]
+    assert found["without"] == [2]  # no process had that gradient
+    assert found["left"] == []
+    bucket = 4_000  # bytes of 1,000 values
+    assert bucket < found["most_sent_at_once"] <= 2 * bucket
+    # Two buckets, the gradient that was made for a process without one, and the copy of one that was not contiguous.
+    assert found["peak"] <= 2 * bucket + 7 * 11 * 4 + 40 * 30 * 4 + 200 < found["whole"]
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "sft", "reward", "reward-dropout"])

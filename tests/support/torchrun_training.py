@@ -1,5 +1,7 @@
 """Trains small policies, alone or as one of torchrun's processes: ``torchrun_training.py DIRECTORY ALGORITHM..``.
 
+``sums`` trains nothing: it sums gradients, and writes ``sums.json``.
+
 The reward is computed here, from the text. Writes ``<algorithm>/figures.json`` (of each step that this call ran) and
 ``<algorithm>/model.safetensors``. After the third step ``<algorithm>/pid.<rank>`` is there, and where ``wait`` is
 beside it the process goes no further: who started it may kill one.
@@ -23,6 +25,8 @@ from rewardloop.formats.text import Encoder, Turn
 from rewardloop.formats.vocabulary import OnlineAlgorithm
 from rewardloop_trainer.data.dialogues import Dialogue
 from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList
+from rewardloop_trainer.learning import world as processes
+from rewardloop_trainer.learning.live_bytes import LiveBytes
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
 from rewardloop_trainer.learning.world import World, joined
@@ -123,6 +127,55 @@ def train_a_reward_model(name: str, directory: Path, keep: Keep, save: Save) -> 
         save(model)
 
 
+def sum_gradients(directory: Path) -> None:
+    """Sum gradients in buckets of 1,000 values, and write what was sent and what memory it took."""
+    world, sent, on_their_way = World(), list[int](), list[int]()
+    shapes = [(7, 11), (2_500,), (300,), (300, 2), (90,), (3, 1_000), (5,), (40, 30)]
+    # The first has a gradient in the first process alone, the third in none, and the last one is not contiguous.
+    learning = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for place, parameter in enumerate(learning):
+        if place != 2 and (place != 0 or world.is_first):
+            values = torch.arange(parameter.numel(), dtype=torch.float32).view_as(parameter) + 10 * world.rank
+            parameter.grad = values.T.contiguous().T if place == 7 else values
+    expected = [p.grad.clone() for p in learning if p.grad is not None]
+    all_reduce = processes.dist.all_reduce
+
+    class Counted:
+        def __init__(self, work: Any, size: int) -> None:
+            self.work, self.size = work, size
+
+        def wait(self) -> None:
+            self.work.wait()
+            on_their_way.remove(self.size)
+
+    def counted(values: torch.Tensor, *args: Any, async_op: bool = False) -> Any:
+        if not async_op:
+            return all_reduce(values, *args)
+        on_their_way.append(values.nbytes)
+        sent.append(sum(on_their_way))
+        return Counted(all_reduce(values, *args, async_op=True), values.nbytes)
+
+    cast(Any, processes).BUCKET_VALUES = 1_000
+    processes.dist.all_reduce = counted
+    try:
+        with LiveBytes() as live:
+            world.sum_gradients(learning)
+    finally:
+        processes.dist.all_reduce = all_reduce
+    found = [p.grad for p in learning if p.grad is not None]
+    if world.is_first:
+        wanted = [expected[0], *(2 * each + 10 for each in expected[1:])]
+        about = {
+            "are_sums": all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True)),
+            "without": [place for place, p in enumerate(learning) if p.grad is None],
+            "most_sent_at_once": max(sent),
+            "left": on_their_way,
+            "peak": live.peak,
+            "whole": sum(p.numel() * 4 for p in learning),
+        }
+        (directory / "sums.json").write_text(json.dumps(about))
+
+
 def main(directory: Path, name: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(THREADS)
@@ -168,6 +221,9 @@ def main(directory: Path, name: str) -> None:
         return
     if name.startswith("reward"):
         train_a_reward_model(name, directory, keep, save)
+        return
+    if name == "sums":
+        sum_gradients(directory)
         return
     online = cast(OnlineAlgorithm, name)
     human_pairs = encode_pairs(encoder, PAIRS).pairs if name == "online-dpo" else ()

@@ -17,6 +17,9 @@ from rewardloop_server.device.choose import Device, choose_device, installed_bui
 from rewardloop_server.fronts.order import Order
 from rewardloop_server.settings import ServeSettings
 
+ROOT = Path(__file__).parents[3]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
 
 def test_auto_takes_what_this_onnxruntime_has() -> None:
     device = choose_device("auto", threads=1, spin=False)
@@ -49,30 +52,45 @@ def test_two_builds_that_overwrite_each_other_are_named(monkeypatch: pytest.Monk
         choose_device("cuda", threads=1, spin=False)
 
 
+def packages(extra: str) -> set[str]:
+    """What an extra asks for, with what the extras that it names ask for."""
+    found = set[str]()
+    for wanted in EXTRAS[extra]:
+        if match := re.match(r"rewardloop\[(.+)\]", wanted):
+            found = found.union(*(packages(part) for part in match[1].split(",")))
+        else:
+            found.add(re.split(r"[\[><=!]", wanted)[0])
+    return found
+
+
+def builds(*extras: str) -> set[str]:
+    return {name for extra in extras for name in packages(extra) if "onnxruntime" in name}
+
+
 def test_what_a_gpu_machine_installs_has_one_build_of_onnxruntime() -> None:
-    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
-
-    def packages(name: str) -> set[str]:
-        found = set[str]()
-        for wanted in extras[name]:
-            if match := re.match(r"rewardloop\[(.+)\]", wanted):
-                found = found.union(*(packages(part) for part in match[1].split(",")))
-            else:
-                found.add(re.split(r"[\[><=!]", wanted)[0])
-        return found
-
-    assert {name for name in packages("gpu") | packages("trainer-gpu") if "onnxruntime" in name} == {"onnxruntime-gpu"}
-    assert {name for name in packages("server") | packages("trainer") if "onnxruntime" in name} == {"onnxruntime"}
+    assert builds("gpu", "trainer-gpu") == {"onnxruntime-gpu"}
+    assert builds("server", "trainer") == {"onnxruntime"}
     assert packages("trainer") - {"onnxruntime"} == packages("trainer-gpu") - {"onnxruntime-gpu"}
+    assert {extra for extra in EXTRAS if "onnxruntime-gpu" in builds(extra)} == {"gpu", "trainer-gpu"}
+
+
+def test_no_install_command_that_a_person_is_told_brings_two_builds() -> None:
+    told = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    told += [path for room in ("client", "server", "trainer", "deploy", "protos") for path in (ROOT / room).rglob("*")]
+    commands = {
+        match[1]
+        for path in told
+        if path.suffix in (".md", ".py")
+        for match in re.finditer(r"(?:pip install '?\.|rewardloop)\[([a-z0-9,-]+)\]", path.read_text())
+    }
+    assert {"gpu", "gpu,trainer-gpu", "local", "vllm"} <= commands
+    placeholder = {"extra"}  # of a docstring that explains what an extra is
+    found = {command: builds(*command.split(",")) for command in commands - placeholder}
+    assert {command: named for command, named in found.items() if len(named) > 1} == {}
 
 
 def test_a_gpu_machine_without_torch_gets_the_libraries_of_cuda() -> None:
-    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
-    (build,) = (wanted for wanted in extras["gpu"] if wanted.startswith("onnxruntime"))
+    (build,) = (wanted for wanted in EXTRAS["gpu"] if wanted.startswith("onnxruntime"))
     assert build.startswith("onnxruntime-gpu[cuda,cudnn]>=")
 
 

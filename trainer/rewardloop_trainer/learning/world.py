@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -19,8 +21,9 @@ from torch import Tensor, nn
 from rewardloop_trainer.learning.checkpoint import Checkpoint, CorruptCheckpoint, latest
 
 Part = TypeVar("Part")
-# Gradients that are sent at once; a copy of all of them would be as large as the model.
-_BUCKET_VALUES = 2**23
+# Gradients that are sent at once, and how many times that on their way; a copy of all would be as large as the model.
+BUCKET_VALUES = 2**23
+BUCKETS_SENT = 2
 
 
 @contextmanager
@@ -105,20 +108,28 @@ class World:
         return found.item()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each parameter's gradient by the sum over the processes; None if no process has one."""
+        """Replace each parameter's gradient by the sum over the processes; None if no process has one.
+
+        Small gradients are copied into buckets, and a large one is summed in place, piece by piece. While a bucket is
+        on its way, the next one is filled, so that the copies take at most `BUCKETS_SENT` buckets. torch's
+        DistributedDataParallel is not used: it sums during each backward pass, and expects every process to make as
+        many, each through all parameters. Here a process makes as many passes as its share of a step needs within the
+        budget of tokens, perhaps none, and its gradients are summed once, when it has made them all.
+        """
         if self.size == 1:
             return
         learning = list(parameters)
         has_gradient = torch.tensor([float(p.grad is not None) for p in learning])
         dist.all_reduce(has_gradient)
+        on_their_way: deque[_Sent] = deque()
         for bucket in _buckets([p for p, count in zip(learning, has_gradient.tolist(), strict=True) if count]):
-            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
-            dist.all_reduce(flat)
-            for parameter, summed in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
-                if parameter.grad is None:
-                    parameter.grad = summed.view_as(parameter).clone()
-                else:
-                    parameter.grad.copy_(summed.view_as(parameter))
+            for values, is_copy in _values_of(bucket):
+                if len(on_their_way) == BUCKETS_SENT:
+                    on_their_way.popleft().finish()
+                work = dist.all_reduce(values, async_op=True)
+                on_their_way.append(_Sent(work, values, bucket if is_copy else ()))
+        for sent in on_their_way:
+            sent.finish()
 
     def check_alike(self, fingerprint: str) -> None:
         """Raise ValueError if the processes were not all given the same weights, data and settings."""
@@ -160,12 +171,48 @@ class World:
             dist.barrier()
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """Gradients on their way.
+
+    Attributes:
+        work: The sum over the processes.
+        values: (n,), what is summed, in place.
+        bucket: The parameters whose gradients are copies in ``values``, in their order; none if these are no copies.
+    """
+
+    work: Any
+    values: Tensor
+    bucket: Sequence[nn.Parameter]
+
+    def finish(self) -> None:
+        """Wait for the sum, and give the parameters their gradients."""
+        self.work.wait()
+        place = 0
+        for parameter in self.bucket:
+            assert parameter.grad is not None
+            parameter.grad.copy_(self.values[place : place + parameter.numel()].view_as(parameter))
+            place += parameter.numel()
+
+
+def _values_of(bucket: Sequence[nn.Parameter]) -> Iterator[tuple[Tensor, bool]]:
+    """What is sent of a bucket, (n,), and whether it is a copy; missing gradients are made."""
+    gradients = []
+    for parameter in bucket:
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
+        gradients.append(parameter.grad.view(-1))
+    if len(bucket) > 1:
+        yield torch.cat(gradients), True
+    else:
+        yield from ((piece, False) for piece in gradients[0].split(BUCKET_VALUES))
+
+
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Parameters of one type and device, in their order, whose gradients are sent together."""
     bucket, values = list[nn.Parameter](), 0
     for parameter in parameters:
         differs = bucket and (bucket[0].dtype, bucket[0].device) != (parameter.dtype, parameter.device)
-        if bucket and (differs or values + parameter.numel() > _BUCKET_VALUES):
+        if bucket and (differs or values + parameter.numel() > BUCKET_VALUES):
             yield bucket
             bucket, values = [], 0
         bucket.append(parameter)
