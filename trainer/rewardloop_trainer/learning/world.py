@@ -204,7 +204,7 @@ def _values_of(bucket: Sequence[nn.Parameter]) -> Iterator[tuple[Tensor, bool]]:
     if len(bucket) > 1:
         yield torch.cat(gradients), True
     else:
-        yield from ((piece, False) for piece in gradients[0].split(BUCKET_VALUES))
+        yield from ((piece, False) for piece in torch.split(gradients[0], BUCKET_VALUES))
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

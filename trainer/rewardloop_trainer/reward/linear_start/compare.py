@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rewardloop.formats.text import Encoded
 from rewardloop_trainer.data.token_batches import by_length
-from rewardloop_trainer.reward.examples import Example, bootstrap_weights, collate
+from rewardloop_trainer.reward.examples import Example, bootstrap_weights, forward
 from rewardloop_trainer.reward.linear_start.counts import Counted, count_phrases, count_words
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
@@ -176,7 +176,7 @@ def _in_fold(key: str, count: int, fold: int) -> bool:
 def states_and_logits(
     model: RewardModel, sequences: Sequence[Encoded], pad: int, token_budget: int
 ) -> tuple[Tensor, Tensor]:
-    """What the heads read of each sequence, (n, d), and its logits, (n, k). Each distinct sequence runs once."""
+    """What the heads read of each sequence, (n, d), and its logits, (n, k), on the CPU. Each distinct one runs once."""
     places: dict[tuple[int, ...], int] = {}
     firsts: list[Encoded] = []
     order = []
@@ -186,11 +186,11 @@ def states_and_logits(
             firsts.append(sequence)
         order.append(places[key])
     read: list[Tensor] = []
-    hook = model.heads.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    hook = model.heads.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].cpu()))
     groups = by_length([len(s.ids) for s in firsts], token_budget)
     try:
         with torch.no_grad():
-            logits = torch.cat([model(*collate([firsts[i] for i in group], pad)) for group in groups])
+            logits = torch.cat([forward(model, [firsts[i] for i in group], pad) for group in groups])
     finally:
         hook.remove()
     back = torch.argsort(torch.tensor([i for group in groups for i in group]))[torch.tensor(order)]

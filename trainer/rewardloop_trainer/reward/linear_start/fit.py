@@ -105,17 +105,19 @@ def _take(model: RewardModel, fitted: LinearFit, said: Statements, centre: Centr
 
     Comparisons do not tell the level of the logits, so it is raised to where the mean logit of all sequences was.
     """
+    device = model.heads.weight.device
+    scale = fitted.scale.to(device)
     with torch.no_grad():
-        model.heads.weight.mul_(fitted.scale.unsqueeze(-1)).add_(fitted.states / centre.deviation)
+        model.heads.weight.mul_(scale.unsqueeze(-1)).add_((fitted.states / centre.deviation).to(device))
         # The bias is in the first term, scaled like the rest.
-        model.heads.bias.mul_(fitted.scale).add_(raised)
+        model.heads.bias.mul_(scale).add_(raised.to(device))
         for table, counted, weights in (
             (model.words, said.words, fitted.words),
             (model.phrases, said.phrases, fitted.phrases),
         ):
             if table is not None:
-                table.weight.mul_(fitted.scale)
-                table.weight[counted.things] += weights.T
+                table.weight.mul_(scale)
+                table.weight[counted.things.to(device)] += weights.T.to(device)
         if said.is_label.any():
             of_mean = centre.logit * fitted.scale + fitted.states @ (centre.state / centre.deviation)
             of_prompts = _of_counts(fitted, said, centre.prompts)
