@@ -554,7 +554,7 @@ async def test_one_bad_request_of_many_costs_few_more_runs(fragile) -> None:
         outcomes = await asyncio.gather(*scoring, return_exceptions=True)
     assert [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Exception)] == [37]
     # The run of 100, its part of 10, and the request itself failed; nine parts and nine requests ran.
-    assert failed_runs(metrics) == {"split": 2, "smaller": 0, "isolated": 1, "broken": 0}
+    assert failed_runs(metrics) == {"split": 2, "smaller": 0, "isolated": 1, "broken": 0, "away": 0}
     assert metrics.registry.get_sample_value("rewardloop_batch_rows_count") == 18
 
 
@@ -568,7 +568,7 @@ async def test_version_that_no_longer_runs_is_not_tried_again(tmp_path) -> None:
     async with running(subject):
         outcomes = await asyncio.gather(*scoring, return_exceptions=True)
     assert all(isinstance(outcome, NotLoadable) for outcome in outcomes)
-    assert failed_runs(metrics) == {"split": 0, "smaller": 0, "isolated": 0, "broken": 1}
+    assert failed_runs(metrics) == {"split": 0, "smaller": 0, "isolated": 0, "broken": 1, "away": 0}
 
 
 class Failing:
@@ -602,7 +602,7 @@ async def test_runs_get_smaller_where_memory_does_not_suffice_and_grow_again(tmp
     async with running(subject):
         outcomes = await asyncio.gather(*scoring)
         assert all((outcome.logits[:, 0] == 3).all() for outcome in outcomes)
-        assert failed_runs(metrics) == {"split": 0, "smaller": ANY, "isolated": 0, "broken": 0}
+        assert failed_runs(metrics) == {"split": 0, "smaller": ANY, "isolated": 0, "broken": 0, "away": 0}
         assert 2 <= failed_runs(metrics)["smaller"] <= 4  # runs of 64 and of 32 tokens, one each that was laid out
         session.says = ""
         for _ in range(120):
