@@ -80,7 +80,7 @@ def test_a_fresh_start_learns_all_signals_from_the_base_and_meets_the_live_versi
 
 
 @pytest.mark.learning
-def test_a_refused_fresh_start_is_not_tried_again_before_the_signals_have_grown(tmp_path: Path, redis_url: str) -> None:
+def test_a_refused_fresh_start_is_noted_and_repeated_while_the_base_is_live(tmp_path: Path, redis_url: str) -> None:
     setting = Setting(tmp_path, redis_url, algorithm="dpo")
     gate = setting.settings.policy.gate.model_copy(update={"least_win_rate": 1.0})  # no candidate passes
     policy = setting.settings.policy.model_copy(update={"gate": gate})
@@ -90,11 +90,11 @@ def test_a_refused_fresh_start_is_not_tried_again_before_the_signals_have_grown(
 
     file = StateFile(setting.settings.work_dir)  # as the loop ends a round, and a restart finds the state
     file.write(file.read().with_model("policy", file.read().of("policy").finished(1.0, "refused")))
-    for signals, is_fresh in ((89, False), (90, True)):
-        last = setting.ledger.last_stream_id
-        assert last is not None
-        setting.current.reach(RoundState(2, "training", "", last, signals, 30, seed=learning_seed(8), parent="1"))
-        assert setting.round()._chosen_start.is_fresh is is_fresh
+    assert setting.current.fresh_refused == 60
+    last = setting.ledger.last_stream_id
+    assert last is not None
+    setting.current.reach(RoundState(2, "training", "", last, 89, 30, seed=learning_seed(8), parent="1"))
+    assert setting.round()._chosen_start.is_fresh  # a warm round would start from the same weights, and know less
 
 
 @pytest.mark.learning

@@ -130,7 +130,7 @@ class GoesAway(FakeRewardloop):
 def test_a_round_waits_for_a_server_that_goes_away_and_loses_no_step(tmp_path: Path, redis_url: str) -> None:
     online = {**ONLINE, "steps": 6, "prompts": 4, "responses": 4, "checkpoint_every_steps": 5}
     server = fake_server(GoesAway)
-    gate = {**GATE, "least_win_rate": 0.0}  # six steps need not win
+    gate = {**GATE, "least_win_rate": 0.0, "least_win_rate_lower": 0.0}  # six steps need not win
     whole = Setting(tmp_path / "whole", redis_url, algorithm="ppo", online=online, gate=gate)
     gap = Setting(tmp_path / "gap", redis_url, server=server, algorithm="ppo", online=online, gate=gate)
     assert whole.round().run() == "promoted"

@@ -27,7 +27,7 @@ _OF_ENGINE = tuple(
     f"rewardloop_{name}"
     for name in (
         *("queue_", "batch_", "padding_ratio", "failed_runs", "stuck_runs", "version_stuck_runs", "engine_stuck"),
-        *("cost_model_seconds", "gpu_"),
+        *("run_seconds", "cost_model_seconds", "gpu_"),
     )
 )
 _OF_EACH = ("process_", "python_", "rewardloop_build", "rewardloop_event_loop_", "rewardloop_engine_stuck")
