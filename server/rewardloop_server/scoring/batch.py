@@ -111,6 +111,8 @@ class Batcher:
         self._budget = self._full_budget = float(token_budget)
         self._engine_nice = engine_nice
         self._places = places
+        for place in places.names:
+            metrics.run_seconds_total.labels(device=place)  # so that one that has not run shows 0
         self._limits = lanes
         self._recent_s = self._recent_estimated_s = 0.0  # of the latest runs
         self._lanes = {
