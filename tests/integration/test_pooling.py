@@ -207,6 +207,22 @@ async def test_of_two_servers_one_may_die_without_a_failed_request(redis: Redis,
             assert not models.scoring.batcher.is_stuck
 
 
+async def test_of_two_servers_one_may_stop_answering_and_the_other_goes_on(redis: Redis, tmp_path: Path) -> None:
+    published(tmp_path)
+    right = expected()
+    with pooling_server({"judge": RIGHT}) as hanging, pooling_server({"judge": RIGHT}) as staying:
+        async with served(redis, tmp_path, hanging.url, staying.url, run_limit_s=1.0) as models:
+            await models.until_active("reward")
+            before = len(hanging.history)
+            while len(hanging.history) == before:  # until it is asked, and not only proves
+                await models.score("", RESPONSES)
+            hanging.until_open.clear()
+            for _ in range(4):
+                assert logits(await models.score("", RESPONSES)) == right
+            assert not models.scoring.batcher.is_stuck
+            hanging.until_open.set()
+
+
 async def test_a_row_that_the_server_refuses_fails_alone(redis: Redis, tmp_path: Path) -> None:
     published(tmp_path)
     bad = VOCABULARY["zeta"]
