@@ -40,7 +40,7 @@ class Dialect:
         """Return the outputs, (rows, outputs), of the reply's JSON. Raises NoLogits."""
         try:
             found = np.array(self.read(reply), dtype=np.float64)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise NoLogits("its reply has not a list of numbers for each row") from error
         if found.ndim != 2 or len(found) != rows:
             raise NoLogits(f"its reply has numbers of shape {found.shape} for {rows} rows")

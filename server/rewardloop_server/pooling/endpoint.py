@@ -88,7 +88,7 @@ class PoolingEndpoint:
         if reply.is_success:
             try:
                 return reply.json()
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise PoolingUnreachable(f"{where}: not JSON") from error
         words = said(reply.text)
         if _OUT_OF_MEMORY in words.lower():
