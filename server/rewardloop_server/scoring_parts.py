@@ -113,8 +113,9 @@ def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetr
     )
     prober = Prober(device, load_limits)
     is_probed = settings.load_probe == "always" or (settings.load_probe == "unsigned" and not settings.trusted_keys)
-    pool = SessionPool(store, device, metrics, limits=load_limits, watch=watch, prober=prober if is_probed else None)
-    pooled = PooledVersions(pooling_endpoints(settings), metrics, load_limits, watch)
+    tried_by = prober if is_probed else None
+    pool = SessionPool(store, device, metrics, limits=load_limits, watch=watch, prober=tried_by)
+    pooled = PooledVersions(pooling_endpoints(settings), metrics, load_limits, watch, tried_by)
     batcher = Batcher(
         token_budget=settings.token_budget,
         lanes=lane_limits(settings),
