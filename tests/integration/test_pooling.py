@@ -221,6 +221,8 @@ async def test_of_two_servers_one_may_stop_answering_and_the_other_goes_on(redis
                 assert logits(await models.score("", RESPONSES)) == right
             assert not models.scoring.batcher.is_stuck
             hanging.until_open.set()
+        assert models.figure("run_seconds_total", device="elsewhere")
+        assert not models.figure("run_seconds_total", device="cpu")
 
 
 async def test_a_row_that_the_server_refuses_fails_alone(redis: Redis, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import structlog
 
 from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.errors import DeadlinePassed, QueueFull
-from rewardloop_server.calls.vocabulary import QUEUE_LANES
+from rewardloop_server.calls.vocabulary import ELSEWHERE, QUEUE_LANES
 from rewardloop_server.device.priority import step_back
 from rewardloop_server.guard.watch import RunBounds, Watch
 from rewardloop_server.observe.metrics import ServerMetrics
@@ -419,7 +419,8 @@ class Batcher:
     def ran(self, offer: Offer, outcome: Outcome, run_s: float) -> None:
         """Give a run's logits to its groups, and answer those that are complete."""
         del self._ends[offer]
-        self._metrics.run_seconds_total.labels(device=self._places.names[offer.place]).inc(run_s)
+        device = ELSEWHERE if offer.model.is_elsewhere else self._places.names[offer.place]
+        self._metrics.run_seconds_total.labels(device=device).inc(run_s)
         self._isolation.ended(offer)
         if isinstance(outcome, Failure):
             if isinstance(outcome.error, OutOfMemory) and len(offer.rows) > 1:
