@@ -73,6 +73,14 @@ def test_a_server_of_sglang_is_asked_in_its_own_form(tmp_path: Path) -> None:
     assert {path for path, _ in server.history} == {"/classify"}
 
 
+def test_a_server_of_sglang_has_to_take_more_tokens_than_the_longest_text_has(tmp_path: Path) -> None:
+    manifest = published(tmp_path)
+    with pooling_server({"judge": RIGHT}, max_model_len=65) as server, loading(server.url, api="sglang") as pooled:
+        load(pooled, tmp_path, manifest)
+    with pooling_server({"judge": RIGHT}, max_model_len=64) as server:
+        refused(server, tmp_path, manifest, r"at most 63 tokens, .* up to 64", "sglang")
+
+
 def test_the_key_is_shown_to_the_server(tmp_path: Path) -> None:
     manifest = published(tmp_path)
     with pooling_server({"judge": RIGHT}) as server, loading(server.url, key="secret") as pooled:

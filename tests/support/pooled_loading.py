@@ -37,7 +37,7 @@ def load(pooled: PooledVersions, directory: Path, manifest: Manifest) -> RewardM
     return pooled.load(manifest, ModelStore(directory / "models").fetch("reward", manifest.version))
 
 
-def refused(server: PoolingServer, directory: Path, manifest: Manifest, reason: str) -> None:
+def refused(server: PoolingServer, directory: Path, manifest: Manifest, reason: str, api: str = "vllm") -> None:
     """Fails unless the version is refused for what this server gives."""
-    with loading(server.url) as pooled, pytest.raises(NotLoadable, match=reason):
+    with loading(server.url, api=api) as pooled, pytest.raises(NotLoadable, match=reason):
         load(pooled, directory, manifest)
