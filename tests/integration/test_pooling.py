@@ -81,6 +81,15 @@ def test_a_server_of_sglang_has_to_take_more_tokens_than_the_longest_text_has(tm
         refused(server, tmp_path, manifest, r"at most 63 tokens, .* up to 64", "sglang")
 
 
+def test_runs_are_timed_on_rows_whose_beginnings_no_cache_of_the_server_knows(tmp_path: Path) -> None:
+    manifest = published(tmp_path)
+    with pooling_server({"judge": RIGHT}) as server, loading(server.url) as pooled:
+        load(pooled, tmp_path, manifest)
+    timed = [tuple(row[:12]) for _, body in server.history for row in body["input"] if len(row) >= 16]
+    assert len(timed) > 8
+    assert len(set(timed)) == len(timed)
+
+
 def test_the_key_is_shown_to_the_server(tmp_path: Path) -> None:
     manifest = published(tmp_path)
     with pooling_server({"judge": RIGHT}) as server, loading(server.url, key="secret") as pooled:
