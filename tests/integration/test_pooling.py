@@ -18,7 +18,7 @@ from support.named_models import NamedModels, group, named_models
 from support.pooled_loading import load, loading, refused
 from support.pooling_server import PoolingServer, pooling_server, publish_sum_pool, sum_of
 from support.processes import free_port
-from support.reward_graphs import VOCABULARY, expected_logit
+from support.reward_graphs import VOCABULARY, expected_logit, publish_sum_version
 from support.statuses import failure, reason_of
 
 from rewardloop.formats.store import Manifest, ModelStore
@@ -240,6 +240,22 @@ async def test_of_two_servers_one_may_stop_answering_and_the_other_goes_on(redis
             hanging.until_open.set()
         assert models.figure("run_seconds_total", device="elsewhere")
         assert not models.figure("run_seconds_total", device="cpu")
+
+
+async def test_leaving_a_version_whose_server_is_away_ends_the_outage(redis: Redis, tmp_path: Path) -> None:
+    publish_sum_version(ModelStore(tmp_path / "models"))
+    published(tmp_path)
+    with pooling_server({"judge": RIGHT}) as server:
+        async with served(redis, tmp_path, server.url) as models:
+            await models.until_active("reward")
+            server.refuses = lambda rows: (503, "dead")
+            error = await failure(models.score("", RESPONSES))
+            assert reason_of(error) == "ENGINE_STUCK"
+            await until(lambda: models.scoring.batcher.is_stuck)
+            await models.promote("reward", "1")
+            await until(lambda: not models.scoring.batcher.is_stuck)
+            reply = await models.score("", RESPONSES)
+            assert reply.model_version.version == "1"
 
 
 async def test_a_row_that_the_server_refuses_fails_alone(redis: Redis, tmp_path: Path) -> None:
