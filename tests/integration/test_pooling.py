@@ -24,7 +24,7 @@ from support.statuses import failure, reason_of
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.storing.pooling_file import POOLING
 from rewardloop.formats.text import Turn
-from rewardloop.v1 import reward_pb2
+from rewardloop.v1 import model_pb2, reward_pb2
 from rewardloop_server.calls.errors import EngineStuck, NotLoadable
 from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
@@ -256,6 +256,34 @@ async def test_leaving_a_version_whose_server_is_away_ends_the_outage(redis: Red
             await until(lambda: not models.scoring.batcher.is_stuck)
             reply = await models.score("", RESPONSES)
             assert reply.model_version.version == "1"
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_shadow_version_whose_server_is_away_turns_nobody_away(
+    hangs: bool, redis: Redis, tmp_path: Path
+) -> None:
+    publish_sum_version(ModelStore(tmp_path / "models"))
+    with pooling_server({"judge": RIGHT}) as server:
+        async with served(redis, tmp_path, server.url, run_limit_s=1.0) as models:
+            await models.until_active("reward")
+            published(tmp_path)
+            await models.models.SetShadow(
+                model_pb2.SetShadowRequest(model="reward", version="2", share=1.0), timeout=20
+            )
+            await models.score("", RESPONSES)
+            await until(lambda: models.figure("shadow_score_difference_count", model="reward"))
+            if hangs:
+                server.until_open.clear()
+            else:
+                server.refuses = lambda rows: (503, "dead")
+            dropped = models.figure("shadow_dropped_total", model="reward") or 0
+            for _ in range(20):
+                reply = await models.score("", RESPONSES)
+                assert reply.model_version.version == "1"
+                assert not models.scoring.batcher.is_stuck
+                await asyncio.sleep(0.1)
+            assert (models.figure("shadow_dropped_total", model="reward") or 0) > dropped
+            server.until_open.set()
 
 
 async def test_a_row_that_the_server_refuses_fails_alone(redis: Redis, tmp_path: Path) -> None:

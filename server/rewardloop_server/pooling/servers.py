@@ -70,6 +70,11 @@ class VersionServers:
         self._rows = rows
         self._servers = [_Server(endpoint) for endpoint in endpoints]
 
+    @property
+    def has_proven(self) -> bool:
+        """Whether a server has proven what it serves, and has answered since. Any thread may ask."""
+        return any(server.is_proven for server in self._servers)
+
     async def prove(self) -> None:
         """Let each server prove what it serves that has not, and return once one of all servers is proven.
 
@@ -80,11 +85,11 @@ class VersionServers:
             OtherLogits: None is proven, and all of them answer.
         """
         proofs = {self._proof(server) for server in self._servers if not server.is_proven}
-        while proofs and not any(server.is_proven for server in self._servers):
+        while proofs and not self.has_proven:
             done, proofs = await asyncio.wait(proofs, return_when=asyncio.FIRST_COMPLETED)
             for proof in done:
                 proof.result()
-        if not any(server.is_proven for server in self._servers):
+        if not self.has_proven:
             kind = EngineAway if any(server.is_away for server in self._servers) else OtherLogits
             raise kind(self._reasons)
 

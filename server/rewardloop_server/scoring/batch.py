@@ -242,11 +242,20 @@ class Batcher:
             self._lanes[lane].drop(group)
             self._feed_soon()
 
+    def admit_shadow(self, model: RewardModel, rows: Sequence[Encoded], caller: str = "") -> None:
+        """Raise QueueFull if the shadow lane has no room for a group, or if the version's server is away."""
+        if model.is_away:
+            raise QueueFull(f"the server that runs version {model.manifest.version} is away")
+        with self.reserved("shadow", sum(len(row.ids) for row in rows), None, caller):
+            pass
+
     async def score_shadow(self, model: RewardModel, rows: Sequence[Encoded]) -> Scored | None:
-        """Score a group in the shadow lane. Returns None, and counts the group as dropped, if that lane is full."""
+        """Score a group in the shadow lane.
+
+        Returns None, and counts the group as dropped, if that lane is full or the version's server is away.
+        """
         try:
-            with self.reserved("shadow", sum(len(row.ids) for row in rows), None, ""):
-                pass
+            self.admit_shadow(model, rows)
         except QueueFull:
             self._metrics.shadow_dropped_total.labels(model=model.manifest.model).inc()
             return None

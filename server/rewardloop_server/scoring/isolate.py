@@ -125,6 +125,8 @@ class Isolation:
         outcome: FailedRunOutcome = "isolated" if len(groups) < 2 and not is_doubtful else "split"
         if failure.is_away:
             outcome = "away"
+            if model.is_away:  # else its server is there again
+                groups |= {group for group in lane.groups() if group.model is model}
         elif failure.is_closed or failure.is_broken:
             outcome = "broken"
         elif len(rows) > 1 and isinstance(failure.error, OutOfMemory):
