@@ -91,15 +91,15 @@ def vllm_backend(settings: PolicyWorkerSettings, store: ModelStore, metrics: Ser
     if find_spec("httpx2") is None:
         raise SystemExit(f"{prog}: --vllm-url needs an HTTP client: pip install 'rewardloop[vllm]'")
     # Imported here, because the HTTP client may not be installed.
+    from rewardloop.process.http_servers import read_api_key
     from rewardloop_policy.vllm_answers import VllmAnswers
     from rewardloop_policy.vllm_versions import VllmSettings, VllmVersions
     from rewardloop_sampling.vllm_client import VllmClient, VllmEndpoint
 
     assert settings.vllm_directory is not None  # the settings say so
     try:
-        file = settings.vllm_api_key_file
-        key = "" if file is None else file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        key = read_api_key(settings.vllm_api_key_file)
+    except (OSError, ValueError) as error:
         raise SystemExit(f"{prog}: --vllm-api-key-file: {error}") from error
     rows = settings.max_batch_rows
     endpoint = VllmEndpoint(settings.vllm_url, api_key=key, parallel=rows + 4, timeout_s=settings.vllm_timeout_s)

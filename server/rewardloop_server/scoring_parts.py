@@ -15,6 +15,7 @@ from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.storing.pooling_file import POOLING
 from rewardloop.formats.vocabulary import LANES
+from rewardloop.process.http_servers import read_api_key
 from rewardloop_server.channel.front import Front
 from rewardloop_server.channel.link import EngineLink
 from rewardloop_server.channel.remote_batcher import RemoteBatcher
@@ -112,8 +113,9 @@ def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetr
     )
     prober = Prober(device, load_limits)
     is_probed = settings.load_probe == "always" or (settings.load_probe == "unsigned" and not settings.trusted_keys)
-    pool = SessionPool(store, device, metrics, limits=load_limits, watch=watch, prober=prober if is_probed else None)
-    pooled = PooledVersions(pooling_endpoints(settings), metrics, load_limits, watch)
+    tried_by = prober if is_probed else None
+    pool = SessionPool(store, device, metrics, limits=load_limits, watch=watch, prober=tried_by)
+    pooled = PooledVersions(pooling_endpoints(settings), metrics, load_limits, watch, tried_by)
     batcher = Batcher(
         token_budget=settings.token_budget,
         lanes=lane_limits(settings),
@@ -129,10 +131,9 @@ def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetr
 
 def pooling_endpoints(settings: ServeSettings) -> list[PoolingEndpoint]:
     """Return the servers elsewhere. Raises SystemExit if the file of their key cannot be read."""
-    file = settings.pooling_api_key_file
     try:
-        key = "" if file is None else file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        key = read_api_key(settings.pooling_api_key_file)
+    except (OSError, ValueError) as error:
         raise SystemExit(f"{PROG}: --pooling-api-key-file: {error}") from error
     dialect = DIALECTS[settings.pooling_api]
     return [PoolingEndpoint(url, dialect, api_key=key) for url in settings.pooling_urls]

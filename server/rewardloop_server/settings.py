@@ -327,7 +327,9 @@ class ServeSettings(ServingSettings):
     @classmethod
     def _are_http(cls, urls: list[str]) -> list[str]:
         """Raises ValueError for what is not the URL of a server."""
-        if not all(urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname for url in urls):
+        parts = [urlsplit(url) for url in urls]
+        # Reading a port that is no number raises, too.
+        if not all(each.scheme in ("http", "https") and each.hostname and each.port != 0 for each in parts):
             raise ValueError("not URLs of servers, such as http://127.0.0.1:8000")
         return urls
 

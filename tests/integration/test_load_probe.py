@@ -15,6 +15,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from structlog.testing import capture_logs
 from support.delta_graphs import publish_sum_delta, publish_sum_trunk
+from support.pooled_loading import load as load_pooled
+from support.pooled_loading import loading
+from support.pooling_server import pooling_server, publish_sum_pool, sum_of
 from support.reward_graphs import WORDS, publish_sum_version, word_tokenizer, write_sum_graph
 
 from rewardloop.formats.affix_layout import TextFormat
@@ -170,6 +173,23 @@ def test_a_delta_with_a_tokenizer_of_its_own_is_tried_too(store: ModelStore, mon
     monkeypatch.setattr(Prober, "probe", lambda self, manifest, directory: tried.append(manifest.version))
     load(store, delta)
     assert tried == [trunk.version]
+
+
+def test_a_version_that_a_server_elsewhere_runs_is_tried_too(tmp_path: Path) -> None:
+    manifest = publish_sum_pool(ModelStore(tmp_path / "models"))
+    with pooling_server({"judge": sum_of(0.1)}) as server:
+        with loading(server.url, prober=Prober(DEVICE, LIMITS)) as pooled, capture_logs() as logs:
+            assert load_pooled(pooled, tmp_path, manifest).works()
+        assert "version tried" in [entry["event"] for entry in logs]
+        server.history.clear()
+        dies = [sys.executable, "-c", "raise SystemExit(3)"]
+        reason = "the process that tried it ended with status 3"
+        with (
+            loading(server.url, prober=Prober(DEVICE, LIMITS, dies)) as pooled,
+            pytest.raises(NotLoadable, match=reason),
+        ):
+            load_pooled(pooled, tmp_path, manifest)
+        assert server.history == []
 
 
 def test_a_version_is_tried_on_every_gpu_where_it_will_serve(store: ModelStore, tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ from support.named_models import NamedModels, group, named_models
 from support.pooled_loading import load, loading, refused
 from support.pooling_server import PoolingServer, pooling_server, publish_sum_pool, sum_of
 from support.processes import free_port
-from support.reward_graphs import VOCABULARY, expected_logit
+from support.reward_graphs import VOCABULARY, expected_logit, publish_sum_version
 from support.statuses import failure, reason_of
 
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.storing.pooling_file import POOLING
 from rewardloop.formats.text import Turn
-from rewardloop.v1 import reward_pb2
+from rewardloop.v1 import model_pb2, reward_pb2
 from rewardloop_server.calls.errors import EngineStuck, NotLoadable
 from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
@@ -71,6 +71,23 @@ def test_a_server_of_sglang_is_asked_in_its_own_form(tmp_path: Path) -> None:
         model = load(pooled, tmp_path, manifest)
         assert list(model.run(rows_of(model))[0][:, 0]) == expected()
     assert {path for path, _ in server.history} == {"/classify"}
+
+
+def test_a_server_of_sglang_has_to_take_more_tokens_than_the_longest_text_has(tmp_path: Path) -> None:
+    manifest = published(tmp_path)
+    with pooling_server({"judge": RIGHT}, max_model_len=65) as server, loading(server.url, api="sglang") as pooled:
+        load(pooled, tmp_path, manifest)
+    with pooling_server({"judge": RIGHT}, max_model_len=64) as server:
+        refused(server, tmp_path, manifest, r"at most 63 tokens, .* up to 64", "sglang")
+
+
+def test_runs_are_timed_on_rows_whose_beginnings_no_cache_of_the_server_knows(tmp_path: Path) -> None:
+    manifest = published(tmp_path)
+    with pooling_server({"judge": RIGHT}) as server, loading(server.url) as pooled:
+        load(pooled, tmp_path, manifest)
+    timed = [tuple(row[:12]) for _, body in server.history for row in body["input"] if len(row) >= 16]
+    assert len(timed) > 8
+    assert len(set(timed)) == len(timed)
 
 
 def test_the_key_is_shown_to_the_server(tmp_path: Path) -> None:
@@ -205,6 +222,68 @@ async def test_of_two_servers_one_may_die_without_a_failed_request(redis: Redis,
             for _ in range(4):
                 assert logits(await models.score("", RESPONSES)) == right
             assert not models.scoring.batcher.is_stuck
+
+
+async def test_of_two_servers_one_may_stop_answering_and_the_other_goes_on(redis: Redis, tmp_path: Path) -> None:
+    published(tmp_path)
+    right = expected()
+    with pooling_server({"judge": RIGHT}) as hanging, pooling_server({"judge": RIGHT}) as staying:
+        async with served(redis, tmp_path, hanging.url, staying.url, run_limit_s=1.0) as models:
+            await models.until_active("reward")
+            before = len(hanging.history)
+            while len(hanging.history) == before:  # until it is asked, and not only proves
+                await models.score("", RESPONSES)
+            hanging.until_open.clear()
+            for _ in range(4):
+                assert logits(await models.score("", RESPONSES)) == right
+            assert not models.scoring.batcher.is_stuck
+            hanging.until_open.set()
+        assert models.figure("run_seconds_total", device="elsewhere")
+        assert not models.figure("run_seconds_total", device="cpu")
+
+
+async def test_leaving_a_version_whose_server_is_away_ends_the_outage(redis: Redis, tmp_path: Path) -> None:
+    publish_sum_version(ModelStore(tmp_path / "models"))
+    published(tmp_path)
+    with pooling_server({"judge": RIGHT}) as server:
+        async with served(redis, tmp_path, server.url) as models:
+            await models.until_active("reward")
+            server.refuses = lambda rows: (503, "dead")
+            error = await failure(models.score("", RESPONSES))
+            assert reason_of(error) == "ENGINE_STUCK"
+            await until(lambda: models.scoring.batcher.is_stuck)
+            await models.promote("reward", "1")
+            await until(lambda: not models.scoring.batcher.is_stuck)
+            reply = await models.score("", RESPONSES)
+            assert reply.model_version.version == "1"
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_shadow_version_whose_server_is_away_turns_nobody_away(
+    hangs: bool, redis: Redis, tmp_path: Path
+) -> None:
+    publish_sum_version(ModelStore(tmp_path / "models"))
+    with pooling_server({"judge": RIGHT}) as server:
+        async with served(redis, tmp_path, server.url, run_limit_s=1.0) as models:
+            await models.until_active("reward")
+            published(tmp_path)
+            await models.models.SetShadow(
+                model_pb2.SetShadowRequest(model="reward", version="2", share=1.0), timeout=20
+            )
+            await models.score("", RESPONSES)
+            await until(lambda: models.figure("shadow_score_difference_count", model="reward"))
+            if hangs:
+                server.until_open.clear()
+            else:
+                server.refuses = lambda rows: (503, "dead")
+            dropped = models.figure("shadow_dropped_total", model="reward") or 0
+            for _ in range(20):
+                reply = await models.score("", RESPONSES)
+                assert reply.model_version.version == "1"
+                assert not models.scoring.batcher.is_stuck
+                await asyncio.sleep(0.1)
+            assert (models.figure("shadow_dropped_total", model="reward") or 0) > dropped
+            server.until_open.set()
 
 
 async def test_a_row_that_the_server_refuses_fails_alone(redis: Redis, tmp_path: Path) -> None:

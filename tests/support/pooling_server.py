@@ -100,9 +100,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _sglang(self, body: Any) -> None:
         (name,) = self.state.models
+        longest, most = max(map(len, body["input_ids"])), self.state.max_model_len
+        if most is not None and longest >= most:
+            message = f"The input ({longest} tokens) is longer than the model's context length ({most} tokens)."
+            return self._send(400, {"error": {"message": message}})
         found = self._outputs(name, body["input_ids"], activates=False)
-        if found is not None:
-            self._send(200, [{"embedding": row, "meta_info": {"prompt_tokens": 1}} for row in found])
+        if found is None:
+            return None
+        return self._send(200, [{"embedding": row, "meta_info": {"prompt_tokens": 1}} for row in found])
 
     def _outputs(self, name: str, rows: list[list[int]], *, activates: bool) -> list[list[float]] | None:
         if (refusal := self.state.refuses(rows)) is not None:

@@ -69,6 +69,9 @@ AGREEMENTS: tuple[Agreement, ...] = get_args(Agreement)
 FailedRunOutcome: TypeAlias = Literal["split", "smaller", "isolated", "broken", "away"]
 FAILED_RUN_OUTCOMES: tuple[FailedRunOutcome, ...] = get_args(FailedRunOutcome)
 
+# Where the runs of versions are that a server elsewhere runs, beside the names of this process's devices.
+ELSEWHERE = "elsewhere"
+
 # The terms of the cost model; per_token2 multiplies the square of a row's tokens.
 CostTerm: TypeAlias = Literal["fixed", "per_token", "per_token2"]
 COST_TERMS: tuple[CostTerm, ...] = get_args(CostTerm)

@@ -143,8 +143,7 @@ class FrontConnection(FrameProtocol):
         if (model := self._desk.holdings.model(handle)) is None or not self._held[handle]:
             raise NoModel("this front holds no such version")
         if lane == "shadow":
-            with batcher.reserved(lane, sum(len(row.ids) for row in rows), None, caller):
-                pass  # refused rather than queued if the lane is full
+            batcher.admit_shadow(model, rows, caller)  # refused rather than queued
         group = batcher.submit(model, rows, lane, deadline, self._queue_name(caller, account), account=account)
         self._groups[number] = (group, lane)
         group.outcome.add_done_callback(partial(self._scored, number))

@@ -90,7 +90,7 @@ class RemoteBatcher:
         return scored
 
     async def score_shadow(self, model: RemoteModel, rows: Sequence[Encoded]) -> Scored | None:
-        """Score a group in the shadow lane. Returns None, and counts the group as dropped, if that lane is full."""
+        """Score a group in the shadow lane, as `Batcher.score_shadow` does."""
         try:
             return await self.score(model, rows, "shadow", None)
         except QueueFull:

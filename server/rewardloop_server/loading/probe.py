@@ -15,7 +15,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rewardloop.formats.text import Encoder
 
 # The name of the last line: the version may be loaded, or it may not.
 PASSED, REFUSED = "passed", "refused"
@@ -103,6 +106,7 @@ def _step_aside(order: Order) -> None:
 def _try(order: Order, step: Callable[[str], None]) -> dict[str, Any] | None:
     """Do what a load does, once and shortly. Returns the `Checked` of a version with a graph. Raises VersionRefused."""
     from rewardloop.formats.store import CorruptVersion, Manifest
+    from rewardloop.formats.storing.pooling_file import POOLING
     from rewardloop_server.device.choose import Device, load_libraries
     from rewardloop_server.guard.watch import Watch
     from rewardloop_server.loading.limits import LoadGuard
@@ -117,6 +121,10 @@ def _try(order: Order, step: Callable[[str], None]) -> dict[str, Any] | None:
     step("check")
     encoder = read_encoder(manifest, directory)
     if manifest.trunk is not None:
+        return None
+    if POOLING in manifest.files:
+        step("proof")
+        _read_proof(directory / POOLING, encoder)
         return None
     try:
         found = check_files(manifest, directory, encoder, allows_loops=order.allows_loops)
@@ -142,6 +150,17 @@ def _try(order: Order, step: Callable[[str], None]) -> dict[str, Any] | None:
         step("text")
         check_text(model)
     return asdict(found)
+
+
+def _read_proof(path: Path, encoder: Encoder) -> None:
+    """Read the file of a version that a server elsewhere runs, and its texts."""
+    from rewardloop.formats.storing.pooling_file import BadPoolingFile, PoolingFile
+    from rewardloop.formats.text import RefusedConversation, Turn
+
+    # Where the version is loaded, these errors are told with their reasons.
+    with suppress(OSError, UnicodeDecodeError, BadPoolingFile, RefusedConversation):
+        for probe in PoolingFile.from_json(path.read_text(encoding="utf-8")).probes:
+            encoder.pair([Turn(role, content) for role, content in probe.conversation], probe.response)
 
 
 if __name__ == "__main__":

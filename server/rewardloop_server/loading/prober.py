@@ -71,7 +71,7 @@ class Prober:
             child.kill()
 
     def probe(self, manifest: Manifest, directory: Path) -> Checked | None:
-        """Try a version. Returns what the check of its graph found, or None for a delta.
+        """Try a version. Returns what the check of its graph found, or None if it brings none.
 
         Args:
             manifest: The version's manifest.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import structlog
 
 from rewardloop.formats.text import Encoded, Turn
@@ -125,8 +126,15 @@ def check(model: RewardModel, count: int, length: int, token: int, guard: LoadGu
 
 
 def _run(model: RewardModel, shape: _Shape, token: int, guard: LoadGuard, place: int, *, alone: bool = True) -> float:
-    """Run the graph once on one token, repeated, at a place, and return the seconds that it took."""
-    return _timed(model, *_example(shape, token), guard, shape.named(token), place, alone)
+    """Run the version once at a place on one token, repeated, and return the seconds that it took.
+
+    A server elsewhere is given random tokens up to this one instead. It may keep what it has computed of the beginnings
+    of rows, and would take no time for those that it knows.
+    """
+    rows, run = _example(shape, token)
+    if not model.is_elsewhere:
+        return _timed(model, rows, run, guard, shape.named(token), place, alone)
+    return _timed(model, _random(rows, token), run, guard, f"{shape.rows} x {shape.length} tokens", place, alone)
 
 
 def _timed(
@@ -161,6 +169,13 @@ def _group(longest: int, token: int) -> tuple[list[Encoded], Run]:
     size = min(16, longest - prompt)
     rows = [Encoded([token] * (prompt + size), None, truncated=False, prompt_tokens=prompt)] * 16
     return rows, Run((tuple(range(16)),), prompt + 16 * size, 0.0)
+
+
+def _random(rows: Sequence[Encoded], highest: int) -> list[Encoded]:
+    """Return sequences of these lengths, of random ids, each with the highest at its end."""
+    random = np.random.default_rng()
+    drawn = [random.integers(0, highest + 1, len(row.ids) - 1).tolist() for row in rows]
+    return [Encoded([*ids, highest], None, truncated=False) for ids in drawn]
 
 
 def _example(shape: _Shape, token: int) -> tuple[list[Encoded], Run]:

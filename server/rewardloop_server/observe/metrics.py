@@ -114,7 +114,8 @@ class ServerMetrics:
     padding_ratio: Histogram = histogram("padding_ratio", "Share of a run's tokens that is padding.", RATIO_BUCKETS)
     run_seconds_total: Counter = counter(
         "run_seconds_total",
-        "Time of the engine's runs, by where they ran: cpu, or the GPU, such as cuda:0. Runs at once count each.",
+        "Time of the engine's runs, by where they ran: cpu, the GPU, such as cuda:0, or a server elsewhere (elsewhere)."
+        " Runs at once count each.",
         device=ANY,
     )
     failed_runs_total: Counter = counter(

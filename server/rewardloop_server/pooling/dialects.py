@@ -30,17 +30,19 @@ class Dialect:
         body: Makes the request of a model's name and of rows of token ids.
         read: Returns the list of numbers of each row, in order, of the reply's JSON. Raises KeyError, TypeError and
             the like for another form.
+        spare_tokens: A row must be shorter by so many tokens than the length that the server states of a model.
     """
 
     path: str
     body: Callable[[str, Sequence[Sequence[int]]], Mapping[str, Any]]
     read: Callable[[Any], Sequence[Any]]
+    spare_tokens: int = 0
 
     def logits(self, reply: Any, rows: int) -> Logits:
         """Return the outputs, (rows, outputs), of the reply's JSON. Raises NoLogits."""
         try:
             found = np.array(self.read(reply), dtype=np.float64)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise NoLogits("its reply has not a list of numbers for each row") from error
         if found.ndim != 2 or len(found) != rows:
             raise NoLogits(f"its reply has numbers of shape {found.shape} for {rows} rows")
@@ -75,5 +77,6 @@ def _told_by_sglang(reply: Any) -> Sequence[Any]:
 
 DIALECTS: Mapping[str, Dialect] = {
     "vllm": Dialect("/pooling", _asked_of_vllm, _told_by_vllm),
-    "sglang": Dialect("/classify", _asked_of_sglang, _told_by_sglang),
+    # It refuses a row of its whole length, though nothing is to be generated after it.
+    "sglang": Dialect("/classify", _asked_of_sglang, _told_by_sglang, spare_tokens=1),
 }

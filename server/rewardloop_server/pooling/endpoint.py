@@ -58,7 +58,8 @@ class PoolingEndpoint:
             entries = [(entry["id"], entry.get("max_model_len")) for entry in reply["data"]]
         except (KeyError, TypeError, AttributeError) as error:
             raise PoolingUnreachable(f"{self.address}: {_MODELS}: not a list of models") from error
-        return {str(name): length if isinstance(length, int) else None for name, length in entries}
+        spare = self._dialect.spare_tokens
+        return {str(name): length - spare if isinstance(length, int) else None for name, length in entries}
 
     async def outputs(self, name: str, rows: Sequence[Sequence[int]]) -> Logits:
         """Return the model's outputs for rows of token ids, (rows, outputs).
@@ -88,7 +89,7 @@ class PoolingEndpoint:
         if reply.is_success:
             try:
                 return reply.json()
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise PoolingUnreachable(f"{where}: not JSON") from error
         words = said(reply.text)
         if _OUT_OF_MEMORY in words.lower():

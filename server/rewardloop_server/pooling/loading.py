@@ -16,6 +16,7 @@ from rewardloop_server.loading.bounds import check_bounds
 from rewardloop_server.loading.graph_tables import Tables
 from rewardloop_server.loading.limits import LoadGuard, LoadLimits, size_of
 from rewardloop_server.loading.opening import read_encoder
+from rewardloop_server.loading.prober import Prober
 from rewardloop_server.loading.warm import check_text, warm_up
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.pooling.endpoint import PoolingEndpoint
@@ -35,15 +36,22 @@ class PooledVersions:
         metrics: Where the cost model is shown.
         limits: How much time a load may take.
         watch: Stops what takes longer.
+        prober: Tries a version's tokenizer and texts in a child process before they are read here; None: no trial.
     """
 
     def __init__(
-        self, endpoints: Sequence[PoolingEndpoint], metrics: ServerMetrics, limits: LoadLimits, watch: Watch
+        self,
+        endpoints: Sequence[PoolingEndpoint],
+        metrics: ServerMetrics,
+        limits: LoadLimits,
+        watch: Watch,
+        prober: Prober | None = None,
     ) -> None:
         self._endpoints = endpoints
         self._metrics = metrics
         self._limits = limits
         self._watch = watch
+        self._prober = prober
         self._loop = LoopThread("pooling", self._disconnect)
 
     def load(self, manifest: Manifest, directory: Path) -> RewardModel:
@@ -54,12 +62,14 @@ class PooledVersions:
             directory: Its files, which the store has verified.
 
         Raises:
-            NotLoadable: No server serves it as its proof says.
+            NotLoadable: Its files cannot be read, or no server serves it as its proof says.
             EngineStuck: No server proves it, and one of them does not answer.
         """
         where = f"{manifest.model} {manifest.version}"
         if not self._endpoints:
             raise NotLoadable(f"{where} is served elsewhere, and no --pooling-urls says by which server")
+        if self._prober is not None:
+            self._prober.probe(manifest, directory)
         encoder = read_encoder(manifest, directory)
         file = _read(directory, manifest, encoder)
         servers = VersionServers(manifest, file, proof_rows(file, encoder, where), self._endpoints)

@@ -23,7 +23,7 @@ class LoopThread:
     def __init__(self, name: str, at_end: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._name = name
         self._at_end = at_end
-        self._starting = threading.Lock()
+        self._changing = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
 
@@ -33,26 +33,27 @@ class LoopThread:
         Raises RuntimeError once this is closed.
         """
         try:
-            return asyncio.run_coroutine_threadsafe(work, self._started())
+            with self._changing:  # so that it comes to the loop before the end does, which cancels what has come
+                return asyncio.run_coroutine_threadsafe(work, self._started())
         except BaseException:
             work.close()
             raise
 
     def close(self) -> None:
         """End the thread, and cancel what runs on it."""
-        with self._starting:
+        with self._changing:
             loop, self._loop, self._is_closed = self._loop, None, True
         if loop is not None:
             loop.call_soon_threadsafe(loop.stop)
 
     def _started(self) -> asyncio.AbstractEventLoop:
-        with self._starting:
-            if self._is_closed:
-                raise RuntimeError(f"the thread {self._name} has ended")
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True).start()
-            return self._loop
+        """Return the loop, whose thread runs. Call it under the lock."""
+        if self._is_closed:
+            raise RuntimeError(f"the thread {self._name} has ended")
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True).start()
+        return self._loop
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         try:

@@ -74,6 +74,11 @@ class RemoteRunner:
         self._keeping = loop.submit(servers.keep_proven())
         self._is_closed = False
 
+    @property
+    def is_away(self) -> bool:
+        """Whether no server has proven what it serves and answers; as of `Runner`."""
+        return not self._servers.has_proven
+
     def plan(self, rows: Sequence[Encoded], cost: CostModel, limit: Limit) -> list[Run]:
         """Fill each run with the next rows up to the limit. Their lengths may differ, because nothing is padded."""
         runs, taken, seconds, tokens = list[Run](), list[int](), cost.fixed_s, 0

@@ -1,7 +1,8 @@
 """The servers of one version: which of them have proven that they give its logits, and which of these is asked.
 
-A server that fails is asked again only after it has proven anew what it serves, because it may have been started again
-with other weights. The others prove it once a minute, because a server can be started again while nothing is asked.
+A server that fails, or does not answer a run in time, is asked again only after it has proven anew what it serves,
+because it may have been started again with other weights. The others prove it once a minute, because a server can be
+started again while nothing is asked. Each proof is a task of its own, so that a server which hangs delays no other.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
@@ -39,7 +40,7 @@ class _Server:
         why: Why it is not used.
         proven_at: When it last gave the logits of the proof, on the monotonic clock.
         in_flight: How many calls it has.
-        proving: Held while it proves what it serves.
+        proof: The proof that was begun last. One server has at most one under way.
     """
 
     endpoint: PoolingEndpoint
@@ -48,7 +49,7 @@ class _Server:
     why: str = ""
     proven_at: float = 0.0
     in_flight: int = 0
-    proving: asyncio.Lock = field(default_factory=asyncio.Lock)
+    proof: asyncio.Task[None] | None = None
 
 
 class VersionServers:
@@ -69,27 +70,42 @@ class VersionServers:
         self._rows = rows
         self._servers = [_Server(endpoint) for endpoint in endpoints]
 
+    @property
+    def has_proven(self) -> bool:
+        """Whether a server has proven what it serves, and has answered since. Any thread may ask."""
+        return any(server.is_proven for server in self._servers)
+
     async def prove(self) -> None:
-        """Let each server prove what it serves that has not.
+        """Let each server prove what it serves that has not, and return once one of all servers is proven.
+
+        The proofs of slower servers go on.
 
         Raises:
-            EngineAway: None is proven then, and one of them does not answer.
+            EngineAway: None is proven in the end, and one of them does not answer.
             OtherLogits: None is proven, and all of them answer.
         """
-        await asyncio.gather(*(self._prove(server) for server in self._servers if not server.is_proven))
-        if not any(server.is_proven for server in self._servers):
+        proofs = {self._proof(server) for server in self._servers if not server.is_proven}
+        while proofs and not self.has_proven:
+            done, proofs = await asyncio.wait(proofs, return_when=asyncio.FIRST_COMPLETED)
+            for proof in done:
+                proof.result()
+        if not self.has_proven:
             kind = EngineAway if any(server.is_away for server in self._servers) else OtherLogits
             raise kind(self._reasons)
 
     async def keep_proven(self) -> None:
         """Let servers prove again what they serve, those that have failed at once, until cancelled."""
-        while True:
-            await asyncio.sleep(_PROVE_EVERY_S)
-            before = time.monotonic() - _LASTS_S
-            await asyncio.gather(
-                *(self._prove(server) for server in self._servers if not server.is_proven),
-                *(self._prove_again(server) for server in self._servers if server.proven_at < before),
-            )
+        try:
+            while True:
+                await asyncio.sleep(_PROVE_EVERY_S)
+                before = time.monotonic() - _LASTS_S
+                for server in self._servers:
+                    if not server.is_proven or server.proven_at < before:
+                        self._proof(server)
+        finally:
+            for server in self._servers:
+                if server.proof is not None:
+                    server.proof.cancel()
 
     async def outputs(self, rows: Sequence[Sequence[int]]) -> Logits:
         """Return the outputs for rows of token ids, (rows, outputs), of the server that has the least to do.
@@ -100,6 +116,7 @@ class VersionServers:
             OutOfMemory: It lacks memory for them.
             NoLogits: Its reply does not have numbers for each row.
         """
+        failure = ""
         for _ in range(_ATTEMPTS):
             while proven := [server for server in self._servers if server.is_proven]:
                 server = min(proven, key=lambda each: each.in_flight)
@@ -107,62 +124,81 @@ class VersionServers:
                 try:
                     return await server.endpoint.outputs(self._file.name, rows)
                 except PoolingUnreachable as error:
-                    self._lose(server, str(error), is_away=True)
+                    failure = str(error)
+                    self._lose(server, failure, is_away=True)
+                except asyncio.CancelledError:  # else it might be asked again and again, and another one never
+                    self._lose(
+                        server, f"{server.endpoint.address} had not answered a run when it was stopped", is_away=True
+                    )
+                    raise
                 finally:
                     server.in_flight -= 1
             try:
                 await self.prove()
             except OtherLogits as error:
                 raise EngineAway(str(error)) from error
-        raise EngineAway(self._reasons)
+        raise EngineAway(self._reasons or failure)
 
     @property
     def _reasons(self) -> str:
         """Why servers are not used, in one line."""
         return "; ".join(server.why for server in self._servers if server.why)
 
+    def _proof(self, server: _Server) -> asyncio.Task[None]:
+        """Return the proof of a server that is under way, or begin one."""
+        if server.proof is None or server.proof.done():
+            server.proof = asyncio.create_task(self._prove(server))
+        return server.proof
+
     async def _prove(self, server: _Server) -> None:
-        async with server.proving:
-            if server.is_proven:
-                return
-            try:
-                async with asyncio.timeout(_PROVE_S):
-                    difference = await self._difference(server.endpoint)
-            except TimeoutError:
-                self._lose(server, f"{server.endpoint.address} does not answer within {_PROVE_S:.0f} s", is_away=True)
-            except PoolingUnreachable as error:
-                self._lose(server, str(error), is_away=True)
-            except (PoolingRefused, OtherLogits, OutOfMemory) as error:
-                self._lose(server, str(error), is_away=False)
-            else:
-                server.is_proven, server.is_away, server.why = True, False, ""
-                server.proven_at = time.monotonic()
-                log.info(
-                    "pooling server proven",
-                    server=server.endpoint.address,
-                    name=self._file.name,
-                    model=self._manifest.model,
-                    version=self._manifest.version,
-                    difference=float(f"{difference:.3g}"),
-                    tolerance=self._file.tolerance,
-                )
+        """Repeat the proof of a server that is proven. If it is not, or is lost meanwhile, let it prove anew."""
+        if server.is_proven:
+            await self._prove_again(server)
+        if not server.is_proven:
+            await self._prove_anew(server)
+
+    async def _prove_anew(self, server: _Server) -> None:
+        try:
+            async with asyncio.timeout(_PROVE_S):
+                difference = await self._difference(server.endpoint)
+        except TimeoutError:
+            self._lose(server, f"{server.endpoint.address} does not answer within {_PROVE_S:.0f} s", is_away=True)
+        except PoolingUnreachable as error:
+            self._lose(server, str(error), is_away=True)
+        except (PoolingRefused, OtherLogits, OutOfMemory) as error:
+            self._lose(server, str(error), is_away=False)
+        else:
+            server.is_proven, server.is_away, server.why = True, False, ""
+            server.proven_at = time.monotonic()
+            log.info(
+                "pooling server proven",
+                server=server.endpoint.address,
+                name=self._file.name,
+                model=self._manifest.model,
+                version=self._manifest.version,
+                difference=float(f"{difference:.3g}"),
+                tolerance=self._file.tolerance,
+            )
 
     async def _prove_again(self, server: _Server) -> None:
-        """Lose a server that serves something else by now. One that does not answer is left to those who ask it."""
-        async with server.proving:
-            if not server.is_proven:
-                return
-            server.proven_at = time.monotonic()
-            try:
-                async with asyncio.timeout(_PROVE_S):
-                    await self._difference(server.endpoint)
-            except OtherLogits as error:
-                self._lose(server, str(error), is_away=False)
-            except (TimeoutError, PoolingUnreachable, PoolingRefused, OutOfMemory) as error:
-                log.warning("pooling server does not prove again what it serves", why=str(error))
+        """Lose a server that serves something else by now, or that is away and may come back with something else.
+
+        One that is only slow, or lacks memory at present, is left to those who ask it.
+        """
+        server.proven_at = time.monotonic()
+        try:
+            async with asyncio.timeout(_PROVE_S):
+                await self._difference(server.endpoint)
+        except PoolingUnreachable as error:
+            self._lose(server, str(error), is_away=True)
+        except (PoolingRefused, OtherLogits) as error:
+            self._lose(server, str(error), is_away=False)
+        except (TimeoutError, OutOfMemory) as error:
+            why = str(error) or f"no answer within {_PROVE_S:.0f} s"
+            log.warning("pooling server does not prove again what it serves", server=server.endpoint.address, why=why)
 
     async def _difference(self, endpoint: PoolingEndpoint) -> float:
-        """Return the largest difference of its outputs from the proof. Raises what `_prove` catches."""
+        """Return the largest difference of its outputs from the proof. Raises what `_prove_anew` catches."""
         name, longest = self._file.name, self._manifest.max_length
         served = await endpoint.served()
         if name not in served:

@@ -19,7 +19,7 @@ import structlog
 
 from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.errors import DeadlinePassed, QueueFull
-from rewardloop_server.calls.vocabulary import QUEUE_LANES
+from rewardloop_server.calls.vocabulary import ELSEWHERE, QUEUE_LANES
 from rewardloop_server.device.priority import step_back
 from rewardloop_server.guard.watch import RunBounds, Watch
 from rewardloop_server.observe.metrics import ServerMetrics
@@ -244,11 +244,20 @@ class Batcher:
             self._lanes[lane].drop(group)
             self._feed_soon()
 
+    def admit_shadow(self, model: RewardModel, rows: Sequence[Encoded], caller: str = "") -> None:
+        """Raise QueueFull if the shadow lane has no room for a group, or if the version's server is away."""
+        if model.is_away:
+            raise QueueFull(f"the server that runs version {model.manifest.version} is away")
+        with self.reserved("shadow", sum(len(row.ids) for row in rows), None, caller):
+            pass
+
     async def score_shadow(self, model: RewardModel, rows: Sequence[Encoded]) -> Scored | None:
-        """Score a group in the shadow lane. Returns None, and counts the group as dropped, if that lane is full."""
+        """Score a group in the shadow lane.
+
+        Returns None, and counts the group as dropped, if that lane is full or the version's server is away.
+        """
         try:
-            with self.reserved("shadow", sum(len(row.ids) for row in rows), None, ""):
-                pass
+            self.admit_shadow(model, rows)
         except QueueFull:
             self._metrics.shadow_dropped_total.labels(model=model.manifest.model).inc()
             return None
@@ -421,7 +430,8 @@ class Batcher:
     def ran(self, offer: Offer, outcome: Outcome, run_s: float) -> None:
         """Give a run's logits to its groups, and answer those that are complete."""
         del self._ends[offer]
-        self._metrics.run_seconds_total.labels(device=self._places.names[offer.place]).inc(run_s)
+        device = ELSEWHERE if offer.model.is_elsewhere else self._places.names[offer.place]
+        self._metrics.run_seconds_total.labels(device=device).inc(run_s)
         self._isolation.ended(offer)
         if isinstance(outcome, Failure):
             if isinstance(outcome.error, OutOfMemory) and len(offer.rows) > 1:

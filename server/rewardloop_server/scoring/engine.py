@@ -75,6 +75,7 @@ class Runner(Protocol):
         signature: What inputs it takes.
         is_elsewhere: A server runs the version, which may be away and come back. So if nothing runs any more, it is
             waited for; a device of this process would need a new process.
+        is_away: No server of the version is there at present. A device of this process always is.
         places: The names of the places where it runs: the CPU, each GPU, or elsewhere.
     """
 
@@ -83,6 +84,9 @@ class Runner(Protocol):
 
     @property
     def is_elsewhere(self) -> bool: ...
+
+    @property
+    def is_away(self) -> bool: ...
 
     @property
     def places(self) -> tuple[str, ...]: ...
@@ -114,6 +118,7 @@ class GraphRunner:
     """
 
     is_elsewhere = False
+    is_away = False
 
     def __init__(
         self,
@@ -210,6 +215,11 @@ class RewardModel:
     def places(self) -> tuple[str, ...]:
         """The names of the places where it runs: the CPU, each GPU, or elsewhere."""
         return self._runner.places
+
+    @property
+    def is_away(self) -> bool:
+        """Whether no server that runs it is there at present."""
+        return self._runner.is_away
 
     @property
     def is_closed(self) -> bool:

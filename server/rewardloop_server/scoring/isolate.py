@@ -4,6 +4,7 @@ One request can hold what the graph cannot run, or what it gives no finite logit
 requests run again in about as many parts as the root of their number, and those of a part that fails again run one by
 one. So every request runs at most three times, and an innocent one waits for few more runs. The requests of a run that
 did not end in time run again one by one at once, because each run that holds the one at fault takes all of its time.
+That holds for a single request too if a server elsewhere ran it, because the server may be at fault.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def parts_of(rows: Sequence[Row], *, is_part: bool) -> Iterator[list[Row]]:
     """Yield the parts in which the rows of a failed run are to run again. The rows of a group stay together.
 
     Args:
-        rows: The run's rows, of at least two groups.
+        rows: The run's rows.
         is_part: The run was itself part of one that failed.
     """
     groups: dict[Group, list[Row]] = {}
@@ -120,9 +121,12 @@ class Isolation:
         The rows of a run for which memory did not suffice wait again as they were: the next run has fewer tokens.
         """
         groups = {group for group, _ in rows}
-        outcome: FailedRunOutcome = "isolated" if len(groups) < 2 else "split"
+        is_doubtful = failure.is_overrun and model.is_elsewhere and part is None
+        outcome: FailedRunOutcome = "isolated" if len(groups) < 2 and not is_doubtful else "split"
         if failure.is_away:
             outcome = "away"
+            if model.is_away:  # else its server is there again
+                groups |= {group for group in lane.groups() if group.model is model}
         elif failure.is_closed or failure.is_broken:
             outcome = "broken"
         elif len(rows) > 1 and isinstance(failure.error, OutOfMemory):

@@ -233,18 +233,22 @@ def _outcome(
         options = model.options()
     except Exception as error:  # a version that was closed has none
         return Failure(error, is_closed=True)
+    # Nobody waits for a comparison, so one that a server elsewhere does not answer fails, and turns nobody away.
+    is_comparison = offer.lane.name == "shadow" and model.is_elsewhere
     work = Work(
         "run",
         model.manifest.version,
         limit_s,
         stop=lambda: setattr(options, "terminate", True),
-        on_overrun=lambda: post(notes.overran, offer),
+        on_overrun=lambda: None if is_comparison else post(notes.overran, offer),
         on_lost=lambda: post(notes.lost, offer),
     )
     watch.begin(work)
     try:
         return model.execute(offer.feeds, place=offer.place, alone=offer.alone, options=options)
     except Exception as error:  # any exception of ONNX Runtime fails this run and not the engine
+        if is_comparison:
+            return Failure(error, is_away=isinstance(error, EngineAway))
         overrun = Overrun(f"it did not end within {limit_s:.1f} s") if work.is_overrun else None
         # A device of this process works if a run of it could be stopped; a server may have stopped answering at all.
         if (overrun and not model.is_elsewhere) or _works(offer, watch, bounds):

@@ -25,6 +25,8 @@ class SlowDecoder:
         slowness: By how much longer than that a run takes at each of its places.
     """
 
+    is_elsewhere = False
+
     def __init__(self, *, is_decoder: bool = True, slowness: Sequence[float] = (1.0,)) -> None:
         self.places = tuple(f"cuda:{i}" for i in range(len(slowness)))
         self.slowness = slowness

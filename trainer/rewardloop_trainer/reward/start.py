@@ -36,7 +36,7 @@ class NothingToStartFrom(Exception):
 
 
 class NothingToTrain(Exception):
-    """Raised when the live version is a graph alone, without the torch weights that a round starts from."""
+    """Raised when the live version has no torch weights, from which a round starts: a graph alone, or run elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,8 @@ def start_from(
         manifest = store.manifest(name, version)
         if not any(name.startswith(f"{TORCH}/") for name in manifest.files):
             raise NothingToTrain(
-                f"{name} version {version} is an ONNX graph without torch weights, so no round can start from it: "
-                "promote a version that has them"
+                f"{name} version {version} has no torch weights, so no round can start from it: promote a version that "
+                "has them"
             )
         directory = store.fetch(name, version)
         tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))

@@ -56,9 +56,9 @@ def open_sampler(
 
 def _key(vllm: VllmSettings) -> str:
     """Read the key to show to the server; "" without one. Raises `SamplerError`."""
-    if vllm.api_key_file is None:
-        return ""
+    from rewardloop.process.http_servers import read_api_key  # as above
+
     try:
-        return vllm.api_key_file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_api_key(vllm.api_key_file)
+    except (OSError, ValueError) as error:
         raise SamplerError(f"online.vllm.api_key_file: {error}") from error
