@@ -290,6 +290,10 @@ def test_a_named_reward_model_is_evaluated_on_its_aspect(
         (["--model", "policy", "--version", "9"], "9"),
         (["--directory", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--directory", "x", "--benchmark-margin", "0.1"], "benchmark_margin"),
+        (
+            ["--model", "policy", "--version", "9", "--rater.phrases", "a", "--regression", "none.jsonl"],
+            "none.jsonl: there is no such suite",  # said before anything is loaded or asked
+        ),
     ],
 )
 def test_what_is_not_there_is_said_in_one_line(

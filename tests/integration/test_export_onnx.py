@@ -435,7 +435,8 @@ def test_a_graph_without_weights_is_served_but_no_round_starts_from_it(tmp_path:
     assert reward_round(base, work).run() == "refused"
     (reason,) = json.loads((work / "refused" / "reward-1" / "reasons.json").read_text())["reasons"]
     assert reason == (
-        "reward version 1 has no torch weights, so no round can start from it: promote a version that has them"
+        "reward version 1 is an ONNX graph without torch weights, so no round can start from it: promote a version "
+        "that has them"
     )
 
 

@@ -17,6 +17,8 @@ from support.real_vllm import POOLS, RealVllm
 
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_server.scoring.engine import EngineAway
+from rewardloop_trainer.reward.settings import RewardHyperparameters
+from rewardloop_trainer.reward.start import NothingToTrain, start_from
 
 RESPONSES = ("Light scatters.", "no", "\nfine", "Because blue light is scattered more than red light. " * 3)
 FLOAT32 = 1e-5
@@ -60,6 +62,12 @@ async def test_all_three_rpcs_give_the_logits_of_the_hugging_face_class(
     paths = {path for path, _ in server.history}
     assert paths == {"/pooling"}
     assert all(isinstance(i, int) for _, body in server.history for row in body["input"] for i in row), "ids, not texts"
+
+
+def test_no_round_starts_from_a_version_that_a_server_elsewhere_runs(base: Base, tmp_path: Path) -> None:
+    version = published(base, tmp_path).version
+    with pytest.raises(NothingToTrain, match="reward version 1 is run by a server elsewhere and has no torch weights"):
+        start_from(ModelStore(tmp_path / "models"), version, RewardHyperparameters.model_validate({}), 0)
 
 
 @pytest.mark.parametrize(

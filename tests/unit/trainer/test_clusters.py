@@ -46,6 +46,22 @@ def test_auc_counts_ties_half() -> None:
     assert math.isnan(clustered_auc(scores, np.ones(4, dtype=bool), np.ones(4), np.arange(4)).mean)
 
 
+def test_the_error_of_an_auc_is_delongs() -> None:
+    good, bad = np.array([5.0, 2.0, 3.0]), np.array([1.0, 4.0, 2.0])
+    wins = (good[:, None] > bad) + 0.5 * (good[:, None] == bad)
+    by_hand = math.sqrt(wins.mean(1).var(ddof=1) / 3 + wins.mean(0).var(ddof=1) / 3)
+    found = clustered_auc(np.concatenate([good, bad]), np.arange(6) < 3, np.ones(6), np.arange(6))
+    assert found.error == pytest.approx(by_hand)
+
+
+def test_one_liked_answer_among_many_tells_nothing_of_others() -> None:
+    """Scores at random put it above 80% of the others in a fifth of all cases."""
+    for liked in (49, 40):
+        auc = clustered_auc(np.arange(50.0), np.arange(50) == liked, np.ones(50), np.arange(50))
+        assert auc.mean == pytest.approx(liked / 49)
+        assert (auc.lower(0.04), auc.upper(0.04)) == (0.0, 1.0)
+
+
 def test_bounds_are_wrong_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     wrong = np.zeros(2)

@@ -62,6 +62,19 @@ def test_what_is_measured_of_the_other_kind_is_refused(model: str, given: dict[s
         EvaluateSettings.model_validate({**_POLICY, "model": model, **given})
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"judge": {"api_key": "k"}}, {"rater": {"judge": {"api_key": "k"}}}, {"paraphrase": {"api_key_file": "k"}}],
+)
+def test_a_key_that_stays_in_the_environment_measures_nothing(given: dict[str, Any]) -> None:
+    EvaluateSettings.model_validate({**_REWARD, **given})
+
+
+def test_a_chat_model_of_a_rater_measures_a_policy() -> None:
+    with pytest.raises(ValueError, match="rater: measured of policies alone"):
+        EvaluateSettings.model_validate({**_REWARD, "rater": {"judge": _CHAT}})
+
+
 def test_judges_of_a_reward_model_need_something_to_judge() -> None:
     with pytest.raises(ValueError, match="they need answers"):
         EvaluateSettings.model_validate({**_REWARD, "judges": ["2"]})

@@ -38,6 +38,13 @@ def test_examples_hold_each_prompt_once_every_comparison_and_every_thumb() -> No
             for name in ("dpo", "simpo", "orpo")
         ),
         ("kto", Examples((PROMPT,), (), ()), "kto learns from thumbs"),
+        # What weighs nothing is not there: the thumb has no pair beside it, and the pair is none to learn from.
+        (
+            "dpo",
+            Examples((PROMPT,), (Pair(PROMPT, "a", "b", weight=0.0),), (Labelled(PROMPT, "a", 1.0),)),
+            "kto, and so auto, learns from the 1 thumbs",
+        ),
+        ("kto", Examples((PROMPT,), (Pair(PROMPT, "a", "b", weight=0.0),), ()), "kto learns from thumbs"),
         ("auto", Examples((PROMPT,), (), ()), "no pair, no thumb and no rating"),
         *((name, NOTHING, "no prompt to train on") for name in ONLINE_ALGORITHMS),
     ],

@@ -11,10 +11,13 @@ import pytest
 
 from rewardloop.formats.manifest import DataRange, Manifest
 from rewardloop.formats.store import ModelStore
+from rewardloop.formats.text import Turn
 from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds import reward_round
 from rewardloop_trainer.rounds.current_round import CurrentRound
+from rewardloop_trainer.rounds.model_round import Refused
 from rewardloop_trainer.rounds.reward_round import RewardRound
 from rewardloop_trainer.rounds.trainer_state import RoundState, StateFile
 from rewardloop_trainer.settings import TrainSettings
@@ -76,3 +79,9 @@ def test_a_refused_start_from_the_base_waits_until_signals_have_grown_again(
     current.reach(replace(current.state, is_fresh=False))
     again._start_of_training()
     assert current.state.is_fresh
+
+
+def test_a_round_whose_people_are_not_heard_says_so(tmp_path: Path, current: CurrentRound) -> None:
+    muted = [Pair((Turn("user", "q"),), "yes", "no", weight=0.0, annotator="a")]
+    with pytest.raises(Refused, match="of people who are not heard"):
+        begun(tmp_path, current, 1, 200)._weighed_by_source(muted, {})

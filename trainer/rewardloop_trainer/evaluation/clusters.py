@@ -139,7 +139,8 @@ def effective_clusters(weights: Floats, clusters: Ints) -> float:
 def clustered_auc(scores: Floats, is_good: npt.NDArray[np.bool_], weights: Floats, clusters: Ints) -> ClusteredShare:
     """Return the probability that a good answer's score exceeds a bad one's, ties counted half.
 
-    The error is DeLong's, summed over clusters (Obuchowski 1997).
+    The error is DeLong's (1988), summed over clusters (Obuchowski 1997). What few answers of the rarer kind leave open
+    decides it: with one cluster of either kind it is infinite.
 
     Args:
         scores: (n,).
@@ -157,9 +158,10 @@ def clustered_auc(scores: Floats, is_good: npt.NDArray[np.bool_], weights: Float
     below_good = ((good.sum() - np.cumsum(good_at) + good_at / 2) / good.sum())[order]
     auc = float(good @ above_bad / good.sum())
     parts = good * (above_bad - auc) / good.sum() + bad * (below_good - auc) / bad.sum()
-    sizes = _sums(weights, clusters)
     residuals = _sums(parts, clusters)
-    return ClusteredShare(auc, _error(residuals[sizes > 0]), effective_clusters(weights, clusters))
+    rarer = min(effective_clusters(good, clusters), effective_clusters(bad, clusters))
+    error = math.sqrt(rarer / (rarer - 1) * float(residuals @ residuals)) if rarer > 1 + _ROUNDING else math.inf
+    return ClusteredShare(auc, error, effective_clusters(weights, clusters))
 
 
 def t_quantile(probability: float, freedom: float) -> float:

@@ -124,10 +124,10 @@ class World:
         on_their_way: deque[_Sent] = deque()
         for bucket in _buckets([p for p, count in zip(learning, has_gradient.tolist(), strict=True) if count]):
             for values, is_copy in _values_of(bucket):
-                if len(on_their_way) == BUCKETS_SENT:
-                    on_their_way.popleft().finish()
                 work = dist.all_reduce(values, async_op=True)
                 on_their_way.append(_Sent(work, values, bucket if is_copy else ()))
+                if len(on_their_way) == BUCKETS_SENT:  # before the next one is filled
+                    on_their_way.popleft().finish()
         for sent in on_their_way:
             sent.finish()
 
@@ -199,7 +199,8 @@ def _values_of(bucket: Sequence[nn.Parameter]) -> Iterator[tuple[Tensor, bool]]:
     """What is sent of a bucket, (n,), and whether it is a copy; missing gradients are made."""
     gradients = []
     for parameter in bucket:
-        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = gradient.contiguous()
         gradients.append(parameter.grad.view(-1))
     if len(bucket) > 1:
         yield torch.cat(gradients), True

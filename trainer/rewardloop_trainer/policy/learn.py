@@ -80,11 +80,11 @@ def learn_policy(
     shares = settings.most_person_share, settings.most_source_share
     match choose_algorithm(settings.algorithm, train):
         case "dpo" | "simpo" | "orpo" as algorithm:
-            pairs = cap_influence(weighing(_pairs(train, algorithm)), *shares)
+            pairs = cap_influence(_pairs(train, algorithm), *shares)
             judged = weighing(heldout.all_as_pairs())
             _learn_from_pairs(model, encoder, pairs, judged, settings, _of(algorithm, settings), control, reference)
         case "kto":
-            thumbs = cap_influence(weighing(_thumbs(train)), *shares)
+            thumbs = cap_influence(_thumbs(train), *shares)
             _learn_from_thumbs(model, encoder, thumbs, weighing(heldout.all_as_thumbs()), settings, control, reference)
         case online:
             _learn_from_answers(model, encoder, train, online, settings, score, control, reference)
@@ -102,7 +102,7 @@ def _of(algorithm: Algorithm, settings: PolicySettings) -> PairSettings:
 
 def _pairs(train: Examples, algorithm: Algorithm) -> list[Pair]:
     """What ``train`` has for an algorithm that learns from pairs. Raises `NothingToLearnFrom`."""
-    pairs = train.all_as_pairs()
+    pairs = weighing(train.all_as_pairs())
     used = {pair.prompt for pair in pairs}
     alone = sum(thumb.prompt not in used for thumb in weighing(train.thumbs))
     if not pairs:
@@ -117,7 +117,7 @@ def _pairs(train: Examples, algorithm: Algorithm) -> list[Pair]:
 
 def _thumbs(train: Examples) -> list[Labelled]:
     """What ``train`` has for KTO. Raises `NothingToLearnFrom`."""
-    thumbs = train.all_as_thumbs()
+    thumbs = weighing(train.all_as_thumbs())
     if not thumbs:
         raise NothingToLearnFrom(
             "kto learns from thumbs, from ratings off the middle of their scale and from pairs, and there is none of "

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH, CorruptVersion, Manifest, ModelStore, Trunk
+from rewardloop.formats.storing.pooling_file import POOLING
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.text_format import read_text_format
 from rewardloop_trainer.data.base_path import check_base
@@ -36,7 +37,7 @@ class NothingToStartFrom(Exception):
 
 
 class NothingToTrain(Exception):
-    """Raised when the live version has no torch weights, from which a round starts: a graph alone, or run elsewhere."""
+    """Raised when the live version lacks the torch weights that a round starts from: a graph alone, or proof alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,10 @@ def start_from(
     if version is not None:
         manifest = store.manifest(name, version)
         if not any(name.startswith(f"{TORCH}/") for name in manifest.files):
+            is_elsewhere = POOLING in manifest.files
+            what = "is run by a server elsewhere and has no" if is_elsewhere else "is an ONNX graph without"
             raise NothingToTrain(
-                f"{name} version {version} has no torch weights, so no round can start from it: promote a version that "
+                f"{name} version {version} {what} torch weights, so no round can start from it: promote a version that "
                 "has them"
             )
         directory = store.fetch(name, version)

@@ -134,7 +134,8 @@ class RewardRound(ModelRound):
         self._metrics.show_sources({key: each.weight for key, each in measured.items()}, len(muted))
         weighed = weighing(weigh_sources(train, measured, floor))
         if not weighed:
-            raise Refused(Reason("no_data", f"all signals are of muted sources: {', '.join(muted)}"))
+            sources = f" or of muted sources: {', '.join(muted)}" if muted else ""
+            raise Refused(Reason("no_data", f"all signals are of people who are not heard{sources}"))
         return weighed
 
     def _start_of_training(self) -> tuple[RewardStart, Sequence[Record]]:

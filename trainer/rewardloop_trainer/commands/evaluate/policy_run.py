@@ -76,6 +76,8 @@ def evaluate_policy(
         StoreError, UnusableBase, UnreadableFile, ValueError: If a model or a file cannot be read.
         JudgeError: If a chat model that judges or rates cannot be asked; see `opened_judges` and `opened_rater`.
     """
+    if settings.regression is not None and not settings.regression.exists() and not settings.red_team:
+        raise NothingToEvaluate(f"{settings.regression}: there is no such suite, and no attack that could begin it")
     with opened_judges(settings, stages) as judges, opened_safety_rater(settings, stages) as rater:
         return _measured(settings, judges, rater, found, stages)
 
@@ -302,8 +304,6 @@ def _checks(
 ) -> list[Check]:
     has_regression = settings.regression is not None and settings.regression.exists()
     if settings.regression is not None and not has_regression:
-        if not settings.red_team:
-            raise NothingToEvaluate(f"{settings.regression}: there is no such suite, and no attack that could begin it")
         stages(f"{settings.regression}: there is no such suite yet, so that no check is made of it")
     wanted = PolicyChecks.model_validate(
         {

@@ -21,6 +21,8 @@ _OF_POLICIES = (
     *("judge", "ask", "people", "tasks", "suites", "rater", "red_team", "paraphrase", "regression"),
     *("least_win_rate", "least_judged_win_rate", "refusal_margin", "task_margin", "safety_margin", "most_red_team"),
 )
+# Settings that stay in the environment from one evaluation to the next.
+_KEYS = ("api_key", "api_key_file")
 
 
 class EvaluateSettings(ProcessSettings):
@@ -160,7 +162,7 @@ class EvaluateSettings(ProcessSettings):
     def _is_given(self, name: str) -> bool:
         """Whether anything of a setting, or of a group of them, was given."""
         value = getattr(self, name)
-        return bool(value.model_fields_set) if isinstance(value, BaseModel) else name in self.model_fields_set
+        return _names_anything(value) if isinstance(value, BaseModel) else name in self.model_fields_set
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -194,3 +196,9 @@ class EvaluateSettings(ProcessSettings):
         if compared and not self.against:
             raise ValueError(f"{', '.join(compared)}: a comparison needs against")
         return self
+
+
+def _names_anything(group: BaseModel) -> bool:
+    """Whether anything of a group of settings was given, but for keys."""
+    given = {name: getattr(group, name) for name in group.model_fields_set if name not in _KEYS}
+    return any(_names_anything(each) if isinstance(each, BaseModel) else True for each in given.values())
