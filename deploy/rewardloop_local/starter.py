@@ -29,6 +29,7 @@ from transformers import (
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from rewardloop.formats.file_modes import give_default_modes
 from rewardloop.formats.text import Encoder, Turn
@@ -264,6 +265,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=PAIRS, help="number of pairs that the reward base learns")
     options = parser.parse_args()
     configure_logging("warning", "console")
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     options.out.mkdir(parents=True, exist_ok=True)
     figures = write_starter(options.out, options.seed, facts=options.facts, styled=options.styled, pairs=options.pairs)
     (options.out / "figures.json").write_text(json.dumps(asdict(figures)))
