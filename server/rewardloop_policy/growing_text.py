@@ -1,8 +1,8 @@
 """The text of an answer while its tokens come, one after the other, as the tokenizer decodes all of them together.
 
-What a token adds may depend on the tokens before it: some are parts of one character, and many tokenizers drop a space
-at the start. So the last few tokens are decoded twice, without and with the new ones, and the new text is what the
-second text has more than the first.
+The text that a token adds may depend on the tokens before it: some are parts of one character, and many tokenizers
+drop a space at the start. So the last few tokens are decoded twice, without and with the new ones, and the new text is
+what the second text has more than the first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-# What a decoder writes for bytes that are no whole character yet.
+# A decoder writes this for bytes that are no whole character yet.
 UNFINISHED = "\ufffd"
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 # Decoders that look at a token alone, or at whether it is the first one. The second kind joins the tokens.
@@ -23,7 +23,7 @@ _JOINING = frozenset(("ByteLevel", "Fuse"))
 
 
 class Pieces:
-    """What the tokens of a tokenizer add to a text. Threads may share it.
+    """Decodes tokens, and tells which of them add text. Threads may share it.
 
     Attributes:
         is_local: Whether what a token adds depends on the tokens close to it alone. Decoders that are not known to be

@@ -1,4 +1,4 @@
-"""What all errors that callers see have in common: how an error becomes the status that travels to the caller.
+"""Makes the status that travels to the caller of an error, which is the same for all errors that callers see.
 
 The errors themselves are in `errors`.
 """

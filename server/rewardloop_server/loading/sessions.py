@@ -23,7 +23,6 @@ from rewardloop.formats.manifest import reads_alike
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, VersionNotFound
 from rewardloop.formats.text import Encoder
 from rewardloop_server.calls.errors import NotLoadable, told
-from rewardloop_server.calls.vocabulary import COST_TERMS
 from rewardloop_server.device.choose import Device
 from rewardloop_server.device.kinds import LARGE_SHAPES
 from rewardloop_server.guard.watch import Watch
@@ -192,8 +191,7 @@ class SessionPool:
             check(model, 1, manifest.max_length, highest, guard)
         if encoder is not shared.encoder or shared.versions == 1:
             check_text(model)
-        for term, seconds in shared.cost.terms().items():
-            self._metrics.cost_model.labels(model=manifest.model, version=manifest.version, term=term).set(seconds)
+        self._metrics.show_cost(manifest, shared.cost.terms())
         return model
 
     def _encoder(self, manifest: Manifest, directory: Path) -> Encoder:
@@ -217,8 +215,7 @@ class SessionPool:
 
     def _close(self, manifest: Manifest, digest: str) -> None:
         self._give_back(digest)
-        for term in COST_TERMS:
-            self._metrics.cost_model.remove(manifest.model, manifest.version, term)
+        self._metrics.forget_cost(manifest)
 
     @contextmanager
     def _giving_back_on_failure(self, digest: str) -> Iterator[None]:

@@ -41,6 +41,7 @@ from rewardloop_server.calls.vocabulary import (
     WRITTEN,
     Agreement,
     ComparedOrder,
+    CostTerm,
     Durability,
     PointerSource,
 )
@@ -384,6 +385,16 @@ class ServerMetrics:
             self.active_version_published_time_seconds.labels(model=manifest.model).set(published)
         self.swaps_total.labels(model=manifest.model).inc()
         self.swap_seconds.labels(model=manifest.model).observe(seconds)
+
+    def show_cost(self, manifest: Manifest, terms: Mapping[CostTerm, float]) -> None:
+        """Show how long a loaded version's runs take, by the terms of its cost model."""
+        for term, seconds in terms.items():
+            self.cost_model.labels(model=manifest.model, version=manifest.version, term=term).set(seconds)
+
+    def forget_cost(self, manifest: Manifest) -> None:
+        """Show no more what `show_cost` showed of a version, which is closed."""
+        for term in COST_TERMS:
+            self.cost_model.remove(manifest.model, manifest.version, term)
 
 
 # For each metric of a serving process the values that each of its labels may have; ANY where they cannot be listed.

@@ -10,7 +10,6 @@ from rewardloop.formats.store import Manifest
 from rewardloop.formats.storing.pooling_file import POOLING, BadPoolingFile, PoolingFile
 from rewardloop.formats.text import Encoder
 from rewardloop_server.calls.errors import EngineStuck, NotLoadable
-from rewardloop_server.calls.vocabulary import COST_TERMS
 from rewardloop_server.guard.watch import Watch
 from rewardloop_server.loading.bounds import check_bounds
 from rewardloop_server.loading.graph_tables import Tables
@@ -86,13 +85,12 @@ class PooledVersions:
         try:
             model = RewardModel(manifest, encoder, runner, CostModel(0.0, 0.0, 0.0))
             cost = warm_up(model, check_bounds(encoder, Tables(None, None), where), guard)
-            model = RewardModel(manifest, encoder, runner, cost, functools.partial(self._forget, manifest))
+            model = RewardModel(manifest, encoder, runner, cost, functools.partial(self._metrics.forget_cost, manifest))
             check_text(model)
         except BaseException:
             runner.close()
             raise
-        for term, seconds in cost.terms().items():
-            self._metrics.cost_model.labels(model=manifest.model, version=manifest.version, term=term).set(seconds)
+        self._metrics.show_cost(manifest, cost.terms())
         return model
 
     def close(self) -> None:
@@ -102,10 +100,6 @@ class PooledVersions:
     async def _disconnect(self) -> None:
         for endpoint in self._endpoints:
             await endpoint.close()
-
-    def _forget(self, manifest: Manifest) -> None:
-        for term in COST_TERMS:
-            self._metrics.cost_model.remove(manifest.model, manifest.version, term)
 
 
 def _read(directory: Path, manifest: Manifest, encoder: Encoder) -> PoolingFile:

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeAlias
 MOST_BYTES = 2**20
 FOLDER = ".evaluated"
 _LATEST_S = 253_402_300_799.0  # the end of the year 9999, which is as late as timestamps reach
-# What object stores call the tag of an object's content, or the number of its write.
+# Object stores list the tag of an object's content, or the number of its write, under one of these names.
 _TAGS = ("ETag", "etag", "generation", "md5Hash")
 # A file that changed so shortly before it was read may change again without looking different.
 _SETTLED_S = 2.0

@@ -43,7 +43,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class PoolingFile:
-    """What a server elsewhere must serve.
+    """The model that a server elsewhere must serve, with the proof that it does.
 
     Attributes:
         name: The model's name on that server.
