@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import AsyncIterator
@@ -54,9 +55,14 @@ async def running(metrics: ServerMetrics) -> AsyncIterator[tuple[Batcher, asynci
     try:
         yield subject, tasks[1]
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        driving, watching = tasks
+        driving.cancel()
+        await asyncio.gather(driving, return_exceptions=True)
+        # The watch stops runs that do not end. One that was left would abort the interpreter at its end.
+        while any(each.name.startswith("engine-") for each in threading.enumerate()) and not watching.done():
+            await asyncio.sleep(0.02)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 def row(*words: str) -> list[Encoded]:
