@@ -363,8 +363,7 @@ class PolicyRound(ModelRound):
         """What the round trains: the live version, or now and then the base of its line, with all signals anew."""
         return start_from_store(self._store, str(self._chosen_start.version), max_length=0)
 
-    @cached_property
-    def _chosen_start(self) -> StartChoice:
+    def _choose_start(self) -> StartChoice:
         now, settings = self._current.state, self._settings
         return choose_policy_start(
             self._store,
@@ -372,5 +371,6 @@ class PolicyRound(ModelRound):
             now.signals,
             settings.policy_fresh_growth,
             settings.policy.algorithm,
-            self._current.fresh_refused,
+            self._ledger.rows_through,
+            self._current.fresh_until,
         )

@@ -154,11 +154,11 @@ class RewardRound(ModelRound):
         kept = (*self._records_of_earlier_rounds(), *self._replay.new)
         return readable(kept[-self._settings.reward.fresh_newest :], encoder)
 
-    @cached_property
-    def _chosen_start(self) -> StartChoice:
+    def _choose_start(self) -> StartChoice:
         now, settings = self._current.state, self._settings.reward
         growth = 0.0 if is_delta(self._start(), settings) else settings.fresh_growth
-        return choose_start(self._store, now.parent, now.signals, growth, self.model, self._current.fresh_refused)
+        fresh_until, rows_through = self._current.fresh_until, self._ledger.rows_through
+        return choose_start(self._store, now.parent, now.signals, growth, rows_through, fresh_until, self.model)
 
     def _export(self) -> None:
         start, model = self._start(), self._trained()
