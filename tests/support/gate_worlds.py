@@ -137,6 +137,23 @@ def reward_pass_rate(
     return passed / runs
 
 
+def first_pass_rate(thumbs: int, rarer: int, auc: float, runs: int) -> float:
+    """How often the reward gate passes a first version by thumbs alone, one a prompt.
+
+    Args:
+        thumbs: Held-out thumbs.
+        rarer: How many of them are down.
+        auc: The probability that the model scores a liked answer above a disliked one; both kinds' scores are normal.
+        runs: How many models are drawn.
+    """
+    rng = np.random.default_rng((31, thumbs, rarer, round(1000 * auc), runs))
+    likes = np.arange(thumbs) >= rarer
+    said = evidence(nothing(), Statements(likes.astype(np.float64), np.ones(thumbs), np.arange(thumbs)))
+    apart = 2**0.5 * NormalDist().inv_cdf(auc)
+    logits = rng.normal(size=(runs, thumbs)) + apart * likes
+    return sum(judge_reward(said, Readings(np.zeros(0), each), None, 0.0).passed for each in logits) / runs
+
+
 @dataclass(frozen=True, slots=True)
 class Ratchet:
     """How a line of versions ended: how many candidates were promoted, and the gain of true accuracy."""
@@ -378,6 +395,18 @@ GATES: Mapping[str, Callable[[float, int], float]] = {
 VETOES: Mapping[str, Callable[[float, int], float]] = {
     **{f"the version before alone, {n} prompts": _of_earlier(n) for n in (60, 200, 400)},
     **{f"a candidate that wins +5 by the judge, {n} prompts": _of_contradiction(n) for n in (60, 200, 400)},
+}
+
+# Thumbs of the rarer kind, and by its name in the table with this heading: how often the gate passes a first version.
+RARER = (1, 2, 3, 5, 10)
+
+
+def _of_first(thumbs: int, auc: float) -> Callable[[int, int], float]:
+    return lambda rarer, runs: first_pass_rate(thumbs, rarer, auc, runs)
+
+
+FIRST: Mapping[str, Callable[[int, int], float]] = {
+    f"AUC {auc:g}, {n} thumbs": _of_first(n, auc) for n in (50, 200) for auc in (0.5, 0.75, 0.9)
 }
 
 
