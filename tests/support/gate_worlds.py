@@ -20,7 +20,7 @@ from rewardloop_trainer.data.preferences import Labelled, Pair
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, Statements
 from rewardloop_trainer.evaluation.gate_anchor import GateAnchor, anchor_of_candidate, meet_best
 from rewardloop_trainer.evaluation.live_comparison import Decision, LiveTest
-from rewardloop_trainer.evaluation.policy_gate import bootstrap_bounds, is_liked_less, plan_of
+from rewardloop_trainer.evaluation.policy_gate import is_liked_less, plan_of, share_won
 from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
 from rewardloop_trainer.policy.settings import LiveTestSettings, PolicyGateLimits
 
@@ -257,23 +257,15 @@ def policy_pass_rate(prompts: int, difference: float, runs: int) -> tuple[float,
     return sum(passed for passed, _ in found) / runs, sum(asked for _, asked in found) / runs
 
 
-def not_refused(shares: Sequence[Floats]) -> list[bool]:
-    """Whether the reward version before lets each candidate pass, by the shares that it wins, (prompts,) of each."""
-    found = [False] * len(shares)
-    by_count: dict[int, list[int]] = {}
-    for i, each in enumerate(shares):
-        by_count.setdefault(len(each), []).append(i)
-    for places in by_count.values():
-        _, upper = bootstrap_bounds(np.stack([shares[i] for i in places], 1), seed=0)
-        for i, most in zip(places, upper.tolist(), strict=True):
-            found[i] = not is_liked_less(most)
-    return found
+def not_refused(shares: Floats) -> bool:
+    """Whether the reward version before lets a candidate pass, by the shares (prompts,) that it wins."""
+    return not is_liked_less(share_won(shares).upper(0.025))
 
 
 def earlier_pass_rate(prompts: int, difference: float, runs: int) -> float:
     """How often the version before, alone, lets a candidate pass that wins 1/2 + ``difference`` by its scores."""
     rng = np.random.default_rng((23, prompts, round(1000 * (difference + 1)), runs))
-    return float(np.mean(not_refused([shares_won(prompts, 0.5 + difference, rng) for _ in range(runs)])))
+    return float(np.mean([not_refused(shares_won(prompts, 0.5 + difference, rng)) for _ in range(runs)]))
 
 
 def both_pass_rate(prompts: int, difference: float, other: float, runs: int) -> float:
@@ -283,13 +275,12 @@ def both_pass_rate(prompts: int, difference: float, other: float, runs: int) -> 
     """
     rng = np.random.default_rng((29, prompts, round(1000 * (difference + 1)), round(1000 * (other + 1)), runs))
     limits = PolicyGateLimits.model_validate({})
-    seen = []
+    passed = 0
     for _ in range(runs):
         judged, earlier = shares_by_two(prompts, 0.5 + difference, 0.5 + other, rng)
         is_better, asked = policy_passes(judged, limits)
-        if is_better:
-            seen.append(earlier[:asked])
-    return sum(not_refused(seen)) / runs
+        passed += is_better and not_refused(earlier[:asked])
+    return passed / runs
 
 
 def chosen(win: bool, person: str) -> feedback_pb2.FeedbackEvent:

@@ -16,6 +16,7 @@ from rewardloop_trainer.evaluation.clusters import (
     ClusteredAuc,
     ClusteredMean,
     ClusteredShare,
+    as_difference,
     as_share,
     clustered_auc,
     clustered_mean,
@@ -236,6 +237,20 @@ def test_random_scores_of_unequal_or_tied_answers_are_seldom_taken_for_good_ones
         passed += [found.lower(_GATE_ALPHA) > 0.5, ClusteredShare.lower(found, _GATE_ALPHA) > 0.5]
     assert passed[0] / 1_000 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1_000)
     assert passed[1] > 1.4 * passed[0]  # by DeLong's error alone
+
+
+def test_a_difference_that_is_the_same_in_all_prompts_leaves_open_what_was_not_seen() -> None:
+    for value in (-1.0, 0.0, 1.0):
+        for number in (3, 20, 500):
+            found = as_difference(clustered_mean(np.full(number, value), np.ones(number), np.arange(number)))
+            unseen = 1 - as_share(of_count(number, number)).lower(0.025)
+            assert found.lower(0.025) == pytest.approx(value - unseen * (value + 1))
+            assert found.upper(0.025) == pytest.approx(value + unseen * (1 - value))
+    differing = clustered_mean(np.array([0.0, 1.0] * 20), np.ones(40), np.arange(40))
+    assert as_difference(differing).lower(0.025) == differing.lower(0.025)
+    one = as_difference(clustered_mean(np.ones(3), np.ones(3), np.zeros(3, dtype=np.int64)))
+    assert (one.lower(0.025), one.upper(0.025)) == (-1.0, 1.0)
+    assert math.isnan(as_difference(clustered_mean(np.zeros(0), np.zeros(0), np.arange(0))).upper(0.025))
 
 
 def test_a_look_at_wins_without_a_loss_has_a_lower_bound_below_1() -> None:

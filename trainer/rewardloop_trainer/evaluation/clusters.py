@@ -85,6 +85,30 @@ class ClusteredShare(ClusteredMean):
 
 
 @dataclass(frozen=True, slots=True)
+class ClusteredDifference(ClusteredMean):
+    """The mean of differences between values in [0, 1], such as of two accuracies. Its bounds stay within -1 and 1.
+
+    If no value differs from the others, other clusters may still: as many as Wilson's bound of a share allows of which
+    none was seen, t^2 / (clusters + t^2).
+    """
+
+    def lower(self, alpha: float) -> float:
+        """The bound that the true mean is below with probability at most about ``alpha``; NaN without values."""
+        least = self.mean - max(self._reach(alpha), self._unseen(alpha) * (self.mean + 1))
+        return math.nan if math.isnan(self.mean) else max(-1.0, least)
+
+    def upper(self, alpha: float) -> float:
+        """The bound that the true mean is above with probability at most about ``alpha``; NaN without values."""
+        most = self.mean + max(self._reach(alpha), self._unseen(alpha) * (1 - self.mean))
+        return math.nan if math.isnan(self.mean) else min(1.0, most)
+
+    def _unseen(self, alpha: float) -> float:
+        """The share of clusters that may differ from all that were seen; 0 if these differ from each other."""
+        squared = self._quantile(alpha) ** 2
+        return squared / (self.clusters + squared) if self.error <= _ROUNDING else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ClusteredAuc(ClusteredShare):
     """The probability that a good answer's score exceeds a bad one's. Its bounds stay wide if one kind is rare.
 
@@ -134,6 +158,11 @@ class ClusteredAuc(ClusteredShare):
 def as_share(mean: ClusteredMean) -> ClusteredShare:
     """Return the mean as one of values that are all in [0, 1]."""
     return ClusteredShare(mean.mean, mean.error, mean.clusters)
+
+
+def as_difference(mean: ClusteredMean) -> ClusteredDifference:
+    """Return the mean as one of values that are all in [-1, 1]."""
+    return ClusteredDifference(mean.mean, mean.error, mean.clusters)
 
 
 def clustered_mean(values: Floats, weights: Floats, clusters: Ints) -> ClusteredMean:

@@ -13,6 +13,7 @@ from rewardloop_trainer.evaluation.clusters import (
     ClusteredAuc,
     ClusteredMean,
     ClusteredShare,
+    as_difference,
     as_share,
     clustered_auc,
     clustered_mean,
@@ -259,7 +260,7 @@ def _accuracy_difference(evidence: Evidence, candidate: Readings, live: Readings
     strict = evidence.comparisons.targets == 1.0
     said = evidence.comparisons.where(strict)
     gains = correctness(candidate.margins[strict]) - correctness(live.margins[strict])
-    mean = clustered_mean(gains, said.weights, said.clusters)
+    mean = as_difference(clustered_mean(gains, said.weights, said.clusters))
     bounds = {"": mean.mean, "_lower": mean.lower(0.025), "_upper": mean.upper(0.025)}
     return {f"gate_accuracy_difference{name}": value for name, value in bounds.items() if math.isfinite(value)}
 
