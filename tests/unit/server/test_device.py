@@ -72,6 +72,7 @@ def test_what_a_gpu_machine_installs_has_one_build_of_onnxruntime() -> None:
     assert builds("server", "trainer") == {"onnxruntime"}
     assert packages("trainer") - {"onnxruntime"} == packages("trainer-gpu") - {"onnxruntime-gpu"}
     assert {extra for extra in EXTRAS if "onnxruntime-gpu" in builds(extra)} == {"gpu", "trainer-gpu"}
+    assert builds("judge", "lm-eval", "vllm") == set()  # whichever build stands beside them is kept
 
 
 def test_no_install_command_that_a_person_is_told_brings_two_builds() -> None:
@@ -83,7 +84,7 @@ def test_no_install_command_that_a_person_is_told_brings_two_builds() -> None:
         if path.suffix in (".md", ".py")
         for match in re.finditer(r"(?:pip install '?\.|rewardloop)\[([a-z0-9,-]+)\]", path.read_text())
     }
-    assert {"gpu", "gpu,trainer-gpu", "local", "vllm"} <= commands
+    assert {"gpu", "gpu,trainer-gpu", "gpu,trainer-gpu,judge", "local", "trainer,vllm"} <= commands
     placeholder = {"extra"}  # of a docstring that explains what an extra is
     found = {command: builds(*command.split(",")) for command in commands - placeholder}
     assert {command: named for command, named in found.items() if len(named) > 1} == {}
