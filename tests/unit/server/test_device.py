@@ -15,6 +15,7 @@ from rewardloop.process.settings import parse
 from rewardloop_server.device import choose
 from rewardloop_server.device.choose import Device, choose_device, installed_builds
 from rewardloop_server.fronts.order import Order
+from rewardloop_server.scoring_parts import device_of
 from rewardloop_server.settings import ServeSettings
 
 ROOT = Path(__file__).parents[3]
@@ -231,3 +232,11 @@ def test_an_int8_version_is_refused_where_its_products_would_run_on_the_cpu(kind
 
 def _provided(device: Device) -> tuple[list[str], list[dict[str, str]]]:
     return list(device.providers), device.provider_options
+
+
+def test_serve_says_in_one_line_that_a_device_cannot_be_used() -> None:
+    with pytest.raises(SystemExit) as ended:
+        device_of(parse(ServeSettings, ["--device", "cuda"], "rewardloop serve"))
+    said = str(ended.value)
+    assert said.startswith("rewardloop serve: device is cuda, but this ONNX Runtime has only ")
+    assert "\n" not in said
