@@ -59,7 +59,8 @@ async def running(metrics: ServerMetrics) -> AsyncIterator[tuple[Batcher, asynci
         driving.cancel()
         await asyncio.gather(driving, return_exceptions=True)
         # The watch stops runs that do not end. One that was left would abort the interpreter at its end.
-        while any(each.name.startswith("engine-") for each in threading.enumerate()) and not watching.done():
+        threads = threading.enumerate
+        while any(each.name.startswith("engine-") for each in threads()) and not watching.done():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
