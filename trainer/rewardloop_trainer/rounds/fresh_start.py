@@ -2,14 +2,18 @@
 
 A round from the live weights is cheap: it learns the new signals, with some old ones beside them. But its versions
 carry every earlier pass along, and a signal that is learned again in each round is learned by heart. A round from the
-base sees every signal that it is given equally often. It is due when the signals have grown by a factor since the last
+base sees every signal that it is given equally often: the newest, and a sample of the older ones, without which it
+would know the answers of the latest policy alone. It is due when the signals have grown by a factor since the last
 one, whether that one's version went live or not. With a factor g, such rounds pass over a signal g / (g - 1) times on
 average, however many rounds there are.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rewardloop.formats.mixing.names import POLICY, REWARD
 from rewardloop.formats.store import Manifest, ModelStore
@@ -23,6 +27,8 @@ FRESH_SIGNALS = "fresh_signals"
 _START = "start"
 _LAST = "the last fresh start"
 
+_Record = TypeVar("_Record")
+
 
 @dataclass(frozen=True, slots=True)
 class StartChoice:
@@ -30,7 +36,7 @@ class StartChoice:
 
     Attributes:
         version: The version to load; None, for a reward model, to make a new one on the base that the settings name.
-        is_fresh: Whether that is the base, so that the round learns from all signals that are kept.
+        is_fresh: Whether that is the base, so that the round learns from older signals as well (`fresh_records`).
         reason: Why, for the log and the manifest.
     """
 
@@ -92,6 +98,20 @@ def choose_policy_start(
 def _signals_of_last_fresh(manifest: Manifest) -> int:
     noted = manifest.notes.get(FRESH_SIGNALS, "")
     return int(noted) if noted.isdecimal() else 0
+
+
+def fresh_records(kept: Sequence[_Record], newest: int, older: int, seed: int) -> Sequence[_Record]:
+    """Return what a round that starts from the base learns: the newest records, and a sample of the others.
+
+    Args:
+        kept: All records that are kept, in stream order.
+        newest: Most of the newest ones.
+        older: Most of the others. Each has the same chance.
+        seed: Decides which.
+    """
+    rest, new = kept[: max(0, len(kept) - newest)], kept[max(0, len(kept) - newest) :]
+    drawn = sorted(random.Random(seed).sample(range(len(rest)), min(older, len(rest))))
+    return (*(rest[i] for i in drawn), *new)
 
 
 def note_start(chosen: StartChoice, signals: int) -> dict[str, str]:
