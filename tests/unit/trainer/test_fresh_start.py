@@ -12,6 +12,7 @@ from rewardloop_trainer.rounds.fresh_start import (
     FRESH_SIGNALS,
     RowsThrough,
     choose_start,
+    fresh_records,
     learned_from_own_answers,
 )
 
@@ -132,3 +133,19 @@ def test_what_a_policy_learned_from_its_own_answers_is_known_until_a_start_from_
         }
     )
     assert [learned_from_own_answers(store, "policy", version) for version in "12345"] == [None, None, "3", "3", None]
+
+
+def test_a_start_from_the_base_learns_the_newest_records_and_a_sample_of_the_others() -> None:
+    drawn = fresh_records(range(1_000), newest=100, older=200, seed=1)
+    assert list(drawn) == sorted(set(drawn))
+    assert len(drawn) == 300
+    assert list(drawn[-100:]) == list(range(900, 1_000))
+    assert 0.4 < sum(record < 450 for record in drawn[:200]) / 200 < 0.6
+    assert drawn == fresh_records(range(1_000), newest=100, older=200, seed=1)
+    assert drawn != fresh_records(range(1_000), newest=100, older=200, seed=2)
+
+
+def test_a_start_from_the_base_learns_all_records_if_there_are_few() -> None:
+    assert fresh_records((1, 2, 3), newest=5, older=5, seed=0) == (1, 2, 3)
+    assert fresh_records((1, 2, 3), newest=1, older=5, seed=0) == (1, 2, 3)
+    assert fresh_records((1, 2, 3), newest=1, older=0, seed=0) == (3,)

@@ -2,7 +2,8 @@
 
 A round from the live weights is cheap: it learns the new signals, with some old ones beside them. But its versions
 carry every earlier pass along, and a signal that is learned again in each round is learned by heart. A round from the
-base sees every signal that it is given equally often. It is due when the signals have grown by a factor since the last
+base sees every signal that it is given equally often: the newest, and a sample of the older ones, without which it
+would know the answers of the latest policy alone. It is due when the signals have grown by a factor since the last
 one, whether that one's version went live or not, and whether it still is live. Growth is counted in the ledger as it is
 now: signals of the last one that were erased or taken back since do not have to come again. With a factor g, such
 rounds pass over a signal g / (g - 1) times on average, however many rounds there are.
@@ -10,8 +11,10 @@ rounds pass over a signal g / (g - 1) times on average, however many rounds ther
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rewardloop.formats.mixing.names import POLICY, REWARD
 from rewardloop.formats.store import ModelStore
@@ -27,6 +30,7 @@ _LAST = "the last fresh start"
 
 # Counts the rows of the ledger up to a stream id, that one included.
 RowsThrough = Callable[[str], int]
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class StartChoice:
 
     Attributes:
         version: The version to load; None, for a reward model, to make a new one on the base that the settings name.
-        is_fresh: Whether that is the base, so that the round learns from all signals that are kept.
+        is_fresh: Whether that is the base, so that the round learns from older signals as well (`fresh_records`).
         reason: Why, for the log and the manifest.
     """
 
@@ -125,6 +129,20 @@ def _signals_of_last_fresh(store: ModelStore, model: str, live: str, rows_throug
         if _START in manifest.notes and manifest.data is not None:
             return min(int(noted), rows_through(manifest.data.last_stream_id))
     return int(noted)
+
+
+def fresh_records(kept: Sequence[_Record], newest: int, older: int, seed: int) -> Sequence[_Record]:
+    """Return what a round that starts from the base learns: the newest records, and a sample of the others.
+
+    Args:
+        kept: All records that are kept, in stream order.
+        newest: Most of the newest ones.
+        older: Most of the others. Each has the same chance.
+        seed: Decides which.
+    """
+    rest, new = kept[: max(0, len(kept) - newest)], kept[max(0, len(kept) - newest) :]
+    drawn = sorted(random.Random(seed).sample(range(len(rest)), min(older, len(rest))))
+    return (*(rest[i] for i in drawn), *new)
 
 
 def note_start(chosen: StartChoice, signals: int) -> dict[str, str]:

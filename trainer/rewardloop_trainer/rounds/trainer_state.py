@@ -54,7 +54,7 @@ class RoundState:
         erasures: How many erasures the ledger had behind it when the round began. Signals of a later one may have been
             learned in the round.
         metrics: Figures of training and gate.
-        is_fresh: Whether it has begun to train from the base, with all signals that are kept.
+        is_fresh: Whether it has begun to train from the base.
         start: Why it trains from the weights that it trains from; "" before that is chosen.
     """
 
