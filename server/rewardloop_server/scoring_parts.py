@@ -155,6 +155,12 @@ class Scoring:
     scorers: Scorers
     close_engine: Callable[[], None]
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether requests for the model "reward" are turned away: the engine is stuck, or its live version is away."""
+        live = self.hosts[REWARD].live
+        return self.batcher.is_stuck or (live is not None and live.is_away)
+
     def close(self) -> None:
         """End the threads and child processes of the parts."""
         self.close_engine()
@@ -181,7 +187,6 @@ def build_scoring(
     batcher = engine.batcher
     hosts = reward_hosts(settings, engine, metrics)
     engine.take_hosts(hosts)
-    metrics.engine_stuck.labels(model=REWARD).set_function(lambda: float(batcher.is_stuck))
     tokenizers = TokenizePool(settings.tokenize_threads, engine.watch)
     metrics.tokenize_waiting_requests.set_function(lambda: tokenizers.waiting)
     is_cached = {"production": settings.cache_production, "trainer": settings.cache_trainer}
@@ -203,7 +208,9 @@ def build_scoring(
     if mixtures is not None:
         for name, mixture in mixtures.mixtures.items():
             mixed[name] = MixtureScorer(name, mixture, mixtures.version, scorers, batcher, metrics)
-    return Scoring(engine.watch, hosts, tokenizers, batcher, Scorers(scorers, mixed), engine.close)
+    scoring = Scoring(engine.watch, hosts, tokenizers, batcher, Scorers(scorers, mixed), engine.close)
+    metrics.engine_stuck.labels(model=REWARD).set_function(lambda: float(scoring.is_stuck))
+    return scoring
 
 
 def mixtures_of(settings: ServeSettings) -> MixtureFile | None:

@@ -30,4 +30,4 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(text: byt
 
 def test_a_number_above_all_others_in_a_reply_is_no_logit() -> None:
     with pytest.raises(NoLogits):
-        DIALECTS["sglang"].logits([{"embedding": [10**400]}], 1)
+        DIALECTS["sglang"].pooled([{"embedding": [10**400]}], 1)
