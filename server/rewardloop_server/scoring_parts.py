@@ -15,7 +15,7 @@ from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.storing.pooling_file import POOLING
 from rewardloop.formats.vocabulary import LANES
-from rewardloop.process.http_servers import read_api_key
+from rewardloop.process.secret_files import read_secret
 from rewardloop_server.channel.front import Front
 from rewardloop_server.channel.link import EngineLink
 from rewardloop_server.channel.remote_batcher import RemoteBatcher
@@ -144,8 +144,8 @@ def device_of(settings: ServeSettings) -> Device:
 def pooling_endpoints(settings: ServeSettings) -> list[PoolingEndpoint]:
     """Return the servers elsewhere. Raises SystemExit if the file of their key cannot be read."""
     try:
-        key = read_api_key(settings.pooling_api_key_file)
-    except (OSError, ValueError) as error:
+        key = read_secret(settings.pooling_api_key_file)
+    except OSError as error:
         raise SystemExit(f"{PROG}: --pooling-api-key-file: {error}") from error
     dialect = DIALECTS[settings.pooling_api]
     return [PoolingEndpoint(url, dialect, api_key=key) for url in settings.pooling_urls]
