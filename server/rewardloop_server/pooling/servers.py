@@ -27,10 +27,12 @@ from rewardloop_server.scoring.engine import EngineAway, OutOfMemory
 
 log = structlog.get_logger()
 
-# So often rows may fail on servers that prove themselves afterwards. A run has so many calls for each server.
+# So often rows may fail on servers that prove themselves afterwards, and once more on any, which they may have ended. A
+# run has so many calls for each server.
 _TRIES = 2
 _PROVE_EVERY_S = 1.0
 _PROVE_S = 30.0
+_PROVE_IN_DOUBT_S = 5.0  # runs wait for such a proof
 _LASTS_S = 60.0  # after so long a proof is repeated
 # A server that closes an idle connection within so many seconds, or lets none be made, is watched again a minute later.
 _LEAST_AGE_S = 1.0
@@ -176,6 +178,8 @@ class VersionServers:
                 server.in_flight -= 1
             if len(failures) >= _TRIES:
                 await self._raise_if_of_rows(failures)
+            if len(failures) > _TRIES:
+                break
         await self._usable()
         raise EngineAway(why)
 
@@ -223,13 +227,14 @@ class VersionServers:
     async def _has_given_proof(self, server: _Server, *, is_last: bool) -> bool:
         """Ask a server once for its proof. Returns whether there is no more to ask; the server may be lost."""
         doubts, was_usable = server.doubts, server.is_usable
+        limit_s = _PROVE_IN_DOUBT_S if server.is_proven and not was_usable else _PROVE_S
         server.proven_at = time.monotonic()
         try:
-            async with asyncio.timeout(_PROVE_S):
+            async with asyncio.timeout(limit_s):
                 await self._watch(server)
                 difference, weights = await self._difference(server.endpoint)
         except (TimeoutError, OutOfMemory) as error:
-            why = f"{server.endpoint.address}: {error if str(error) else f'no answer within {_PROVE_S:.0f} s'}"
+            why = f"{server.endpoint.address}: {error if str(error) else f'no answer within {limit_s:.0f} s'}"
             if not server.is_usable:
                 self._lose(server, why, is_away=isinstance(error, TimeoutError))
             else:

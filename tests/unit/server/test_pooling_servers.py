@@ -163,6 +163,27 @@ async def test_rows_on_which_one_server_fails_are_answered_by_another_one() -> N
         assert (await servers.outputs([[4]])).tolist() == [[4.0]]
 
 
+async def test_rows_that_end_servers_are_sent_to_few_of_them() -> None:
+    endpoints = [Endpoint(f"server {i}") for i in range(8)]
+    servers = version(*endpoints)
+    await servers.prove()
+    await until(lambda: all(each.asked for each in endpoints))
+
+    def ends_at(endpoint: Endpoint) -> Callable[[Sequence[Sequence[int]]], None]:
+        def fails(rows: Sequence[Sequence[int]]) -> None:
+            endpoint.fails = refuses_all
+            raise PoolingFailed("the connection breaks")
+
+        return fails
+
+    for each in endpoints:
+        each.fails = ends_at(each)
+    with pytest.raises(EngineAway, match="the connection breaks"):
+        await servers.outputs([[4]])
+    assert sum(each.fails is refuses_all for each in endpoints) == 3
+    assert servers.has_proven
+
+
 async def test_a_server_that_is_busy_whenever_it_is_asked_is_away_for_the_run_alone() -> None:
     def is_busy(rows: Sequence[Sequence[int]]) -> None:
         if rows != PROOF:
