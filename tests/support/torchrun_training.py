@@ -23,12 +23,17 @@ from transformers import AutoModel
 
 from rewardloop.formats.text import Encoder, Turn
 from rewardloop.formats.vocabulary import OnlineAlgorithm
+from rewardloop_trainer.data.computing.shards import local
 from rewardloop_trainer.data.dialogues import Dialogue
 from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList
 from rewardloop_trainer.learning import world as processes
+from rewardloop_trainer.learning.layers import recompute_layers
 from rewardloop_trainer.learning.live_bytes import LiveBytes
+from rewardloop_trainer.learning.lora_layers import add_adapters
+from rewardloop_trainer.learning.model_load import divide_causal_lm
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
+from rewardloop_trainer.learning.settings import LoraSettings
 from rewardloop_trainer.learning.world import World, joined
 from rewardloop_trainer.policy.dpo_train import DpoProgress, encode_pairs, train_policy
 from rewardloop_trainer.policy.kto_train import KtoProgress, train_kto
@@ -79,6 +84,12 @@ def vowels(_: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[Rew
     return [[Reward(sum(c in "aeiou" for c in t) - 0.1 * len(t)) if t.strip() else None for t in g] for g in texts]
 
 
+def held_bytes(parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> int:
+    """The bytes of parameters, their gradients and their moments in this process."""
+    tensors = [t for p in parameters for t in (p, p.grad, *optimizer.state[p].values()) if isinstance(t, torch.Tensor)]
+    return sum(local(tensor).untyped_storage().nbytes() for tensor in tensors)
+
+
 def train_by_supervision(model: Any, encoder: Encoder, directory: Path, keep: Keep, save: Save) -> None:
     settings = SftSettings.model_validate(
         {"batch_examples": 3, "epochs": 3, "learning_rate": 1e-3, "micro_batch_tokens": 64, **OFTEN}
@@ -101,15 +112,16 @@ def train_by_supervision(model: Any, encoder: Encoder, directory: Path, keep: Ke
 
 def train_a_reward_model(name: str, directory: Path, keep: Keep, save: Save) -> None:
     """Train as "reward", as "reward-full-bound" with every sequence in memory at once, or as "reward-dropout"."""
-    kind = "llama" if name == "reward-dropout" else "bert"
+    kind = "llama" if "dropout" in name else "bert"
     torch.manual_seed(learning_seed())
     model = RewardModel(AutoModel.from_config(reward_config(kind)), 2, "last" if kind == "llama" else "mean").eval()
     changes = {
         "sequences_per_step": 10,
         "epochs": 3,
         "learning_rate": 1e-3,
-        "micro_batch_tokens": 8192 if name == "reward-full-bound" else 300,
-        "dropout": name == "reward-dropout",
+        "micro_batch_tokens": 8192 if "full-bound" in name else 300,
+        "dropout": "dropout" in name,
+        "shard": name.startswith("shard-") and World().size > 1,
         **OFTEN,
     }
     records = [*PAIRS, RankedList(PROMPTS[0], ("aye aye", "aye", "well", "no"), event_id="r"), *THUMBS]
@@ -176,6 +188,19 @@ def sum_gradients(directory: Path) -> None:
         (directory / "sums.json").write_text(json.dumps(about))
 
 
+def prepared(model: Any, name: str) -> str:
+    """Prepare a causal LM as a name such as "shard-dpo-lora" says; one process divides nothing. Returns the trainer."""
+    if "reward" in name:
+        return name
+    if name.endswith("-lora"):
+        add_adapters(model, LoraSettings.model_validate({"rank": 2, "modules": "all"}))
+    if name.endswith("-recomputed"):
+        recompute_layers(model.base_model)
+    if name.startswith("shard-") and World().size > 1:
+        divide_causal_lm(model, torch.device("cpu"))
+    return name.removeprefix("shard-").removesuffix("-lora").removesuffix("-recomputed")
+
+
 def main(directory: Path, name: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(THREADS)
@@ -204,6 +229,7 @@ def main(directory: Path, name: str) -> None:
         keep(done.step, {name: value for name, value in done.figures.named().items() if name != "accuracy"})
 
     checkpoints = directory / "checkpoints"
+    name = prepared(model, name)
     if name == "dpo":
         dpo = DpoSettings.model_validate({"batch_pairs": 3, "epochs": 3, "learning_rate": 3e-3})
         train_policy(
@@ -219,7 +245,7 @@ def main(directory: Path, name: str) -> None:
     if name == "sft":
         train_by_supervision(model, encoder, directory, keep, save)
         return
-    if name.startswith("reward"):
+    if "reward" in name:
         train_a_reward_model(name, directory, keep, save)
         return
     if name == "sums":

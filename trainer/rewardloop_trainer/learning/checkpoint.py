@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rewardloop_trainer.data.computing.shards import as_held, whole, whole_in_first
+
 log = structlog.get_logger()
 
 TENSORS = "tensors.safetensors"
@@ -141,20 +143,24 @@ def fingerprint_of(model: nn.Module, data: Iterable[object]) -> str:
     for item in data:
         digest.update(repr(item).encode())
     for name, parameter in model.named_parameters():
-        values = parameter.detach().double()
+        values = whole(parameter.detach()).double()
         digest.update(f"{name}{tuple(parameter.shape)}{values.sum().item()}{values.norm().item()}".encode())
     return digest.hexdigest()
 
 
 def training_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The tensors that training changes: trainable parameters, optimizer moments and torch's random state, by name."""
+    """The tensors that training changes: trainable parameters, optimizer moments and torch's random state, by name.
+
+    All processes make this call. Those of a divided model are whole in the first process, and empty in the others.
+    """
     tensors = {"random.torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["random.gpu"] = torch.cuda.get_rng_state()
     for name, parameter in _trainable(model).items():
-        tensors[f"model.{name}"] = parameter.data
+        tensors[f"model.{name}"] = whole_in_first(parameter.data)
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+            found = whole_in_first(value) if isinstance(value, Tensor) else torch.tensor(value)
+            tensors[f"optimizer.{key}.{name}"] = found
     return tensors
 
 
@@ -169,10 +175,12 @@ def restore_training(model: nn.Module, optimizer: Optimizer, tensors: Mapping[st
             stored = tensors[f"model.{name}"]
             if stored.shape != parameter.shape:
                 raise CorruptCheckpoint(f"{name} has shape {tuple(stored.shape)}, not {tuple(parameter.shape)}")
-            parameter.copy_(stored)
+            parameter.copy_(as_held(stored, parameter))
             prefix_and_key = [n for n in tensors if n.startswith("optimizer.") and n.split(".", 2)[2] == name]
             for full in prefix_and_key:
-                optimizer.state[parameter][full.split(".", 2)[1]] = tensors[full].to(parameter.device).clone()
+                value = tensors[full]
+                held = as_held(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
+                optimizer.state[parameter][full.split(".", 2)[1]] = held.clone()
     torch.set_rng_state(tensors["random.torch"])
     if "random.gpu" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.gpu"])

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rewardloop_trainer.data.computing.shards import is_part, local
+
 _PART = 2**24  # values that are updated at once, which bounds the temporary tensors of a large embedding
 
 
@@ -19,10 +21,16 @@ def adamw(
     Moments are held in float32. Weights in bfloat16 are rounded up or down at random, so that an update which is
     smaller than the distance of two bfloat16 values is made in the mean; rounding to the nearest would lose it.
     """
-    made = [dict(group) for group in groups if group["params"]]
+    made = [part for group in groups for part in _apart(group) if part["params"]]
     if all(p.dtype == torch.float32 for group in made for p in group["params"]):
         return torch.optim.AdamW(made, lr=learning_rate, betas=betas, fused=True)
     return RoundingAdamW(made, learning_rate, betas)
+
+
+def _apart(group: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """The group's whole parameters, and those of which each process has a part: no operation takes both."""
+    for are_parts in (False, True):
+        yield {**group, "params": [p for p in group["params"] if is_part(p) == are_parts]}
 
 
 def temporary_bytes(parameters: Sequence[Tensor]) -> int:
@@ -64,7 +72,7 @@ class RoundingAdamW(torch.optim.Optimizer):
         generator = torch.Generator(parameter.device).manual_seed(steps * 1_000_003 + place)
         gradient = parameter.grad
         assert gradient is not None
-        tensors = (parameter.data, gradient, state["exp_avg"], state["exp_avg_sq"])
+        tensors = [local(t) for t in (parameter.data, gradient, state["exp_avg"], state["exp_avg_sq"])]
         for weight, slope, mean, square in zip(*(t.view(-1).split(_PART) for t in tensors), strict=True):
             _update_part(weight, slope.float(), mean, square, group, steps, generator)
 

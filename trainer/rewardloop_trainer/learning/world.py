@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rewardloop_trainer.data.computing.shards import is_part
 from rewardloop_trainer.learning.checkpoint import Checkpoint, CorruptCheckpoint, latest
 
 Part = TypeVar("Part")
@@ -32,7 +33,7 @@ def joined() -> Iterator[None]:
 
     They communicate over gloo, and for GPU tensors over NCCL. Each process uses the GPU of its local rank.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if started_processes() == 1:
         yield
         return
     if torch.cuda.is_available():
@@ -43,6 +44,11 @@ def joined() -> Iterator[None]:
         dist.barrier()  # no process may go while another still needs it
     finally:
         dist.destroy_process_group()
+
+
+def started_processes() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def leave(status: int) -> NoReturn:
@@ -110,6 +116,8 @@ class World:
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each parameter's gradient by the sum over the processes; None if no process has one.
 
+        Those of a divided model are sums already (`shards.divide`).
+
         Small gradients are copied into buckets, and a large one is summed in place, piece by piece. While a bucket is
         on its way, the next one is filled, so that the copies take at most `BUCKETS_SENT` buckets. torch's
         DistributedDataParallel is not used: it sums during each backward pass, and expects every process to make as
@@ -118,7 +126,7 @@ class World:
         """
         if self.size == 1:
             return
-        learning = list(parameters)
+        learning = [parameter for parameter in parameters if not is_part(parameter)]
         has_gradient = torch.tensor([float(p.grad is not None) for p in learning])
         dist.all_reduce(has_gradient)
         on_their_way: deque[_Sent] = deque()
