@@ -1,5 +1,6 @@
 """Trains small policies, alone or as one of torchrun's processes: ``torchrun_training.py DIRECTORY ALGORITHM..``.
 
+``shard-`` before a name divides the model among the processes. ``bytes`` counts what a process holds of it, and
 ``sums`` trains nothing: it sums gradients, and writes ``sums.json``.
 
 The reward is computed here, from the text. Writes ``<algorithm>/figures.json`` (of each step that this call ran) and
@@ -9,11 +10,12 @@ beside it the process goes no further: who started it may kill one.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -24,7 +26,7 @@ from transformers import AutoModel
 from rewardloop.formats.text import Encoder, Turn
 from rewardloop.formats.vocabulary import OnlineAlgorithm
 from rewardloop_trainer.data.computing.shards import local
-from rewardloop_trainer.data.dialogues import Dialogue
+from rewardloop_trainer.data.dialogues import Dialogue, encode_dialogues
 from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList
 from rewardloop_trainer.learning import world as processes
 from rewardloop_trainer.learning.layers import recompute_layers
@@ -42,7 +44,7 @@ from rewardloop_trainer.policy.online.algorithms import OnlineTask, algorithm_of
 from rewardloop_trainer.policy.online.train import train_online
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.rewards import Reward
-from rewardloop_trainer.policy.sft import train_sft
+from rewardloop_trainer.policy.sft import SftRun, train_sft
 from rewardloop_trainer.policy.sft_settings import SftSettings
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
@@ -84,10 +86,32 @@ def vowels(_: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[Rew
     return [[Reward(sum(c in "aeiou" for c in t) - 0.1 * len(t)) if t.strip() else None for t in g] for g in texts]
 
 
-def held_bytes(parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> int:
-    """The bytes of parameters, their gradients and their moments in this process."""
-    tensors = [t for p in parameters for t in (p, p.grad, *optimizer.state[p].values()) if isinstance(t, torch.Tensor)]
-    return sum(local(tensor).untyped_storage().nbytes() for tensor in tensors)
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """The bytes behind tensors, which may share them, in this process."""
+    storages = [local(tensor).untyped_storage() for tensor in tensors if not tensor.is_meta]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def count_bytes(model: Any, encoder: Encoder, directory: Path) -> None:
+    """Take two steps of supervised training, and write what this process then holds of the model.
+
+    ``held`` are the bytes of weights, gradients and moments, ``alive`` those of all tensors in the process.
+    """
+    settings = SftSettings.model_validate({"batch_examples": 5, "epochs": 2})
+    examples, _ = encode_dialogues(encoder, [Dialogue.answered(pair.prompt, pair.chosen) for pair in PAIRS])
+    run = SftRun(model, encoder, examples, (), settings, None)
+    for _ in range(2):
+        run._learn(examples)
+    states = [s for p in run.parameters for s in run.optimizer.state[p].values() if s.ndim]
+    gradients = [p.grad for p in run.parameters if p.grad is not None]
+    gc.collect()
+    alive = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+    found = {
+        "values": sum(p.numel() for p in run.parameters),
+        "held": storage_bytes((*run.parameters, *gradients, *states)),
+        "alive": storage_bytes(alive),
+    }
+    (directory / f"bytes.{World().rank}.json").write_text(json.dumps(found))
 
 
 def train_by_supervision(model: Any, encoder: Encoder, directory: Path, keep: Keep, save: Save) -> None:
@@ -247,6 +271,9 @@ def main(directory: Path, name: str) -> None:
         return
     if "reward" in name:
         train_a_reward_model(name, directory, keep, save)
+        return
+    if name == "bytes":
+        count_bytes(model, encoder, directory)
         return
     if name == "sums":
         sum_gradients(directory)

@@ -13,7 +13,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import structlog
 import torch
@@ -25,6 +27,8 @@ from torch.optim import Optimizer
 from rewardloop_trainer.data.computing.shards import as_held, whole, whole_in_first
 
 log = structlog.get_logger()
+
+Keep: TypeAlias = Callable[[str, Tensor], Tensor]
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -78,15 +82,26 @@ def save(directory: Path, checkpoint: Checkpoint) -> Path:
     return target
 
 
-def latest(directory: Path) -> Checkpoint | None:
-    """The checkpoint with the most steps; None if there is none. Raises `CorruptCheckpoint`."""
+def all_of(_: str, tensor: Tensor) -> Tensor:
+    """Keep a checkpoint's tensor as it is."""
+    return tensor
+
+
+def latest(directory: Path, keep: Keep = all_of) -> Checkpoint | None:
+    """The checkpoint with the most steps; None if there is none. Raises `CorruptCheckpoint`.
+
+    Args:
+        directory: Where checkpoints are kept.
+        keep: Maps each tensor, given its name, to what is kept of it.
+    """
     steps = _steps(directory)
     if not steps:
         return None
     path = directory / str(steps[-1])
     try:
         state = json.loads((path / STATE).read_text())
-        return Checkpoint(int(state["step"]), load_file(path / TENSORS), state["numbers"], state["texts"])
+        tensors = {name: keep(name, tensor) for name, tensor in load_file(path / TENSORS).items()}
+        return Checkpoint(int(state["step"]), tensors, state["numbers"], state["texts"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CorruptCheckpoint(f"{path}: {error}") from error
 
@@ -103,7 +118,7 @@ def resume(
     optimizer: Optimizer,
     *,
     steps: int,
-    newest: Callable[[Path], Checkpoint | None] = latest,
+    newest: Callable[[Path, Keep], Checkpoint | None] = latest,
 ) -> Checkpoint | None:
     """Restore the weights and optimizer of a run that was cut short.
 
@@ -115,7 +130,7 @@ def resume(
         model: The model to restore.
         optimizer: The optimizer to restore.
         steps: Steps of the whole run, for the log.
-        newest: Finds the newest checkpoint.
+        newest: Finds the newest checkpoint, and keeps of each tensor what it is told.
 
     Returns:
         The checkpoint, for the caller's position; None if the run has to begin.
@@ -123,7 +138,7 @@ def resume(
     if directory is None:
         return None
     try:
-        found = newest(directory)
+        found = newest(directory, partial(_held, _trainable(model)))
         if found is None:
             return None
         if found.texts["fingerprint"] != fingerprint:
@@ -178,12 +193,18 @@ def restore_training(model: nn.Module, optimizer: Optimizer, tensors: Mapping[st
             parameter.copy_(as_held(stored, parameter))
             prefix_and_key = [n for n in tensors if n.startswith("optimizer.") and n.split(".", 2)[2] == name]
             for full in prefix_and_key:
-                value = tensors[full]
-                held = as_held(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
+                held = _held(parameters, full, tensors[full]).to(parameter.device)
                 optimizer.state[parameter][full.split(".", 2)[1]] = held.clone()
     torch.set_rng_state(tensors["random.torch"])
     if "random.gpu" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.gpu"])
+
+
+def _held(parameters: Mapping[str, nn.Parameter], name: str, tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor of the checkpoint that belongs to a parameter and has its shape."""
+    kind, _, own = name.partition(".")
+    parameter = parameters.get(own.partition(".")[2] if kind == "optimizer" else own)
+    return tensor if parameter is None or tensor.shape != parameter.shape else as_held(tensor, parameter)
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rewardloop_trainer.data.computing.shards import is_part
-from rewardloop_trainer.learning.checkpoint import Checkpoint, CorruptCheckpoint, latest
+from rewardloop_trainer.learning.checkpoint import Checkpoint, CorruptCheckpoint, Keep, all_of, latest
 
 Part = TypeVar("Part")
 # Gradients that are sent at once, and how many times that on their way; a copy of all would be as large as the model.
@@ -144,14 +144,18 @@ class World:
         if len(found := set(self.gather([fingerprint]))) > 1:
             raise ValueError(f"{self.size} processes have {len(found)} different sets of weights, data and settings")
 
-    def newest_checkpoint(self, directory: Path) -> Checkpoint | None:
+    def newest_checkpoint(self, directory: Path, keep: Keep = all_of) -> Checkpoint | None:
         """The newest checkpoint of the first process, sent to all; those of the other processes do not count.
+
+        Args:
+            directory: Where checkpoints are kept.
+            keep: Maps each tensor, given its name, to what this process keeps of it.
 
         Raises:
             CorruptCheckpoint: If the checkpoint cannot be read.
         """
         if self.size == 1:
-            return latest(directory)
+            return latest(directory, keep)
         found, about = None, list[Any]([None])
         if self.is_first:
             try:
@@ -169,8 +173,9 @@ class World:
         step, shapes, numbers, texts = about[0]
         tensors = {}
         for name, (shape, dtype) in shapes.items():
-            tensors[name] = found.tensors[name] if found is not None else torch.empty(shape, dtype=dtype)
-            dist.broadcast(tensors[name], 0)
+            tensor = found.tensors[name] if found is not None else torch.empty(shape, dtype=dtype)
+            dist.broadcast(tensor, 0)
+            tensors[name] = keep(name, tensor)
         return Checkpoint(step, tensors, numbers, texts)
 
     def wait(self) -> None:

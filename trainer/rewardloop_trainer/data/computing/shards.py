@@ -144,11 +144,11 @@ def whole_in_first(tensor: Tensor) -> Tensor:
 
 
 def as_held(values: Tensor, parameter: Tensor) -> Tensor:
-    """This process's part of values with a parameter's shape, divided as the parameter is, and on its device."""
-    values = values.to(parameter.device)
+    """This process's part of values with a parameter's shape, if it has a part of the parameter, and on its device."""
     if not isinstance(parameter, DTensor) or isinstance(values, DTensor):
         return values
-    return distribute_tensor(values, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    values = values.to(parameter.device)
+    return distribute_tensor(values, parameter.device_mesh, parameter.placements, src_data_rank=None).clone()
 
 
 @torch.no_grad()
