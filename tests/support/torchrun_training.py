@@ -10,6 +10,7 @@ beside it the process goes no further: who started it may kill one.
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
@@ -239,7 +240,8 @@ def main(directory: Path, name: str) -> None:
                 time.sleep(0.02)
 
     def save(policy: Any) -> None:
-        save_model(policy, str(directory / "model.safetensors"))
+        # A copy, which torch refuses of a model that is divided still.
+        save_model(copy.deepcopy(policy), str(directory / "model.safetensors"))
         (directory / "figures.json").write_text(json.dumps(history))
 
     def on_step(done: StepDone) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rewardloop_trainer.data.computing.shards import is_part, local
+from rewardloop_trainer.data.computing.shards import holder_of, is_part, local
 
 _PART = 2**24  # values that are updated at once, which bounds the temporary tensors of a large embedding
+
+_SEEDS_APART = 2**40  # between those of two processes, which is beyond any step's
 
 
 def adamw(
@@ -43,7 +45,7 @@ class RoundingAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019) with moments in float32 and stochastic rounding of weights in bfloat16.
 
     The random numbers depend on the step and the parameter's place alone, so that processes which train one model
-    together, and a run that goes on from a checkpoint, round alike.
+    together, and a run that goes on from a checkpoint, round alike. Each part of a divided parameter has its own.
     """
 
     def __init__(
@@ -69,7 +71,8 @@ class RoundingAdamW(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
         state["step"] += 1
         steps = int(state["step"].item())
-        generator = torch.Generator(parameter.device).manual_seed(steps * 1_000_003 + place)
+        seed = steps * 1_000_003 + place + _SEEDS_APART * holder_of(parameter)
+        generator = torch.Generator(parameter.device).manual_seed(seed)
         gradient = parameter.grad
         assert gradient is not None
         tensors = [local(t) for t in (parameter.data, gradient, state["exp_avg"], state["exp_avg_sq"])]

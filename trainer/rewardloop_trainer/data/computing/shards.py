@@ -122,6 +122,11 @@ def is_part(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def holder_of(tensor: Tensor) -> int:
+    """The number of this process among those that hold the parts of a tensor; 0 if it is whole."""
+    return tensor.device_mesh.get_local_rank() if isinstance(tensor, DTensor) else 0
+
+
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, in the same memory."""
     return cast(Tensor, tensor.to_local()) if isinstance(tensor, DTensor) else tensor
