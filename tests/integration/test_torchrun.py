@@ -20,10 +20,10 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 ONLINE = ("ppo", "grpo", "online-dpo")
 OFFLINE = ("dpo", "kto", "sft", "reward", "reward-full-bound")
-# Of which the processes divide the model: whole weights, adapters, recomputed activations.
+# Of which the processes divide the model: whole weights, adapters, tied embeddings, recomputed activations.
 DIVIDED = (
     *("shard-dpo", "shard-kto", "shard-sft", "shard-reward", "shard-reward-full-bound", "shard-reward-dropout"),
-    *("shard-sft-lora", "shard-dpo-recomputed"),
+    *("shard-sft-lora", "shard-sft-tied", "shard-dpo-recomputed", "shard-reward-lora"),
 )
 PATIENCE_S = 800.0  # everything waits for processes to end; only one that hangs takes so long
 

@@ -14,6 +14,7 @@ import copy
 import gc
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -47,6 +48,7 @@ from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.rewards import Reward
 from rewardloop_trainer.policy.sft import SftRun, train_sft
 from rewardloop_trainer.policy.sft_settings import SftSettings
+from rewardloop_trainer.reward.lora import with_lora
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.train import train_reward
@@ -60,6 +62,7 @@ PAIRS = [Pair(prompt, "aye " * (1 + i), "no", event_id=str(i)) for i, prompt in 
 THUMBS = [
     Labelled(pair.prompt, text, label) for pair in PAIRS for text, label in ((pair.chosen, 1.0), (pair.rejected, 0.0))
 ]
+LORA = LoraSettings.model_validate({"rank": 2, "modules": "all"})
 OFTEN = {"checkpoint_every_steps": 2}
 Keep: TypeAlias = Callable[[int, dict[str, float]], None]
 Save: TypeAlias = Callable[[Any], None]
@@ -117,7 +120,7 @@ def count_bytes(model: Any, encoder: Encoder, directory: Path) -> None:
 
 def train_by_supervision(model: Any, encoder: Encoder, directory: Path, keep: Keep, save: Save) -> None:
     settings = SftSettings.model_validate(
-        {"batch_examples": 3, "epochs": 3, "learning_rate": 1e-3, "micro_batch_tokens": 64, **OFTEN}
+        {"batch_examples": 4, "epochs": 3, "learning_rate": 1e-3, "micro_batch_tokens": 64, **OFTEN}
     )
     dialogues = [Dialogue.answered(pair.prompt, pair.chosen) for pair in PAIRS]
     heldout = [Dialogue.answered(pair.prompt, pair.rejected) for pair in PAIRS]
@@ -140,6 +143,8 @@ def train_a_reward_model(name: str, directory: Path, keep: Keep, save: Save) -> 
     kind = "llama" if "dropout" in name else "bert"
     torch.manual_seed(learning_seed())
     model = RewardModel(AutoModel.from_config(reward_config(kind)), 2, "last" if kind == "llama" else "mean").eval()
+    if name.endswith("-lora"):
+        with_lora(model, LORA)
     changes = {
         "sequences_per_step": 10,
         "epochs": 3,
@@ -218,12 +223,14 @@ def prepared(model: Any, name: str) -> str:
     if "reward" in name:
         return name
     if name.endswith("-lora"):
-        add_adapters(model, LoraSettings.model_validate({"rank": 2, "modules": "all"}))
+        add_adapters(model, LORA)
+    if name.endswith("-tied"):
+        model.lm_head.weight = model.model.embed_tokens.weight
     if name.endswith("-recomputed"):
         recompute_layers(model.base_model)
     if name.startswith("shard-") and World().size > 1:
         divide_causal_lm(model, torch.device("cpu"))
-    return name.removeprefix("shard-").removesuffix("-lora").removesuffix("-recomputed")
+    return re.sub("^shard-|-(lora|tied|recomputed)$", "", name)
 
 
 def main(directory: Path, name: str) -> None:

@@ -23,6 +23,7 @@ Rows = TypeVar("Rows")
 Found = TypeVar("Found")
 
 _SHARDS = "_shards_of_processes"
+_LEFT = ("_fsdp_", "__composable_api")  # in the names of what torch notes in a module
 
 
 class _Root(nn.Module):
@@ -73,6 +74,8 @@ def divide(
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     root = _Root(model) if part is model else None
     before = [(module, type(module), _hooks_of(module)) for module in part.modules()]
+    for parameter in part.parameters():
+        parameter.data = parameter.data.contiguous()  # no other is divided
     for module in (*layers, part if root is None else root):
         # The root's weights, too, which are the embeddings: they are often a large part of a small model.
         made = cast(FSDPModule, fully_shard(module, mesh=mesh, reshard_after_forward=True))
@@ -169,6 +172,8 @@ def make_whole(model: nn.Module) -> None:
     for module, kind, hooks in shards.before:
         module.__class__ = kind
         vars(module).update(hooks)
+        for name in [name for name in vars(module) if any(part in name for part in _LEFT)]:
+            delattr(module, name)
     made: dict[Tensor, nn.Parameter] = {}  # tied ones once
     for module in model.modules():
         for name, held in list(module.named_parameters(recurse=False, remove_duplicate=False)):
