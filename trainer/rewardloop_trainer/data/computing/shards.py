@@ -23,7 +23,7 @@ Rows = TypeVar("Rows")
 Found = TypeVar("Found")
 
 _SHARDS = "_shards_of_processes"
-_LEFT = ("_fsdp_", "__composable_api")  # in the names of what torch notes in a module
+_NOTES = ("_is_fsdp_managed_module", "_fsdp_use_orig_params", "__composable_api")  # what torch leaves in a module
 
 
 class _Root(nn.Module):
@@ -172,7 +172,7 @@ def make_whole(model: nn.Module) -> None:
     for module, kind, hooks in shards.before:
         module.__class__ = kind
         vars(module).update(hooks)
-        for name in [name for name in vars(module) if any(part in name for part in _LEFT)]:
+        for name in [name for name in vars(module) if name.startswith(_NOTES)]:
             delattr(module, name)
     made: dict[Tensor, nn.Parameter] = {}  # tied ones once
     for module in model.modules():
