@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ from rewardloop_local.redis_server import EmbeddedRedis
 # Before torch, onnxruntime or tokenizers are imported: tests run side by side on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# What tests start would inherit that nohup or a runner ignores a terminal's end, and outlive it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # By default rich draws each traceback with its local variables, which takes seconds for the arrays of an engine's run.
 structlog.configure(

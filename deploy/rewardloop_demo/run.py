@@ -91,7 +91,7 @@ def _report(demo: DemoRecord, settings: DemoSettings) -> int:
     terminal.print(report.table(demo))
     figure, results = report.write(demo, settings.out)
     terminal.print(f"Plots: {figure}   numbers: {results}")
-    missing = not_shown(demo, settings)
+    missing = not_shown(demo)
     for each in missing:
         terminal.print(f"[red]not shown: {each}[/red]")
     return 1 if missing else 0

@@ -13,7 +13,8 @@ from rewardloop.process.settings import ProcessSettings
 class DemoSettings(ProcessSettings):
     """Starts everything on free ports, lets simulated users ask and choose, and shows how the models learn.
 
-    It ends by itself. Its status is 0 if enough versions were swapped in and both models got better, and 1 otherwise.
+    It ends by itself. Its status is 0 if a new version of each model was swapped in and both got better; else it
+    is 1.
     """
 
     basic_settings = (

@@ -20,7 +20,7 @@ from rewardloop_server.channel.front import Front
 from rewardloop_server.channel.link import EngineLink
 from rewardloop_server.channel.remote_batcher import RemoteBatcher
 from rewardloop_server.channel.remote_versions import RemoteVersions
-from rewardloop_server.device.choose import choose_device
+from rewardloop_server.device.choose import Device, choose_device
 from rewardloop_server.device.kinds import LEAST_BOUND_S
 from rewardloop_server.device.priority import step_back
 from rewardloop_server.guard.watch import RunBounds, Watch
@@ -95,17 +95,12 @@ class LocalEngine:
 
 
 def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetrics) -> LocalEngine:
-    """Choose the device, and build the sessions' pool, what calls servers elsewhere, and the batcher."""
-    device = choose_device(
-        settings.device,
-        threads=settings.intra_op_threads,
-        spin=settings.spin,
-        streams=settings.streams,
-        memory_gb=settings.device_memory_gb,
-        tf32=settings.tf32,
-        adapters=settings.adapters,
-        device_ids=settings.gpus,
-    )
+    """Choose the device, and build the sessions' pool, what calls servers elsewhere, and the batcher.
+
+    Raises:
+        SystemExit: If the device cannot be used, or the key file of servers elsewhere cannot be read.
+    """
+    device = device_of(settings)
     watch = Watch(settings.run_grace_s)
     least_s = LEAST_BOUND_S[device.kind]
     load_limits = LoadLimits(
@@ -127,6 +122,23 @@ def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetr
         bounds=RunBounds(max(least_s, settings.run_limit_s), settings.run_limit_factor, settings.run_grace_s),
     )
     return LocalEngine(watch, prober, pool, pooled, batcher, store)
+
+
+def device_of(settings: ServeSettings) -> Device:
+    """Return the device that the settings ask for. Raises SystemExit if it cannot be used."""
+    try:
+        return choose_device(
+            settings.device,
+            threads=settings.intra_op_threads,
+            spin=settings.spin,
+            streams=settings.streams,
+            memory_gb=settings.device_memory_gb,
+            tf32=settings.tf32,
+            adapters=settings.adapters,
+            device_ids=settings.gpus,
+        )
+    except RuntimeError as error:
+        raise SystemExit(f"{PROG}: {error}") from error
 
 
 def pooling_endpoints(settings: ServeSettings) -> list[PoolingEndpoint]:

@@ -43,11 +43,6 @@ from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.train import train_reward
 
 ASPECTS = ("helpful", "harmless")
-MIXTURES = {
-    "free": {"helpful": {"weight": 1.0}},
-    # The start's answers have a mean of 0 by either model, so the floor is where harmless began.
-    "floor": {"helpful": {"weight": 1.0}, "harmless": {"floor": 0.0, "penalty": 3.0}},
-}
 ONLINE: dict[str, Any] = {
     "steps": 20,
     "prompts": 12,
@@ -75,38 +70,48 @@ def main() -> None:
     )
     parser.add_argument("--styled", type=int, default=300, help="the same, between answers that it learned from")
     parser.add_argument("--judged", type=int, default=120, help="held-out prompts that the judges compare")
+    parser.add_argument("--steps", type=int, default=ONLINE["steps"], help="online steps of each policy")
+    # The start's answers have a mean of 0 by either model, so a floor of 0 is where harmless began.
+    parser.add_argument("--floor", type=float, default=0.0, help="of harmless, in deviations of the start's answers")
+    parser.add_argument("--penalty", type=float, default=3.0, help="what each deviation below the floor costs")
     parser.add_argument("--report", action="store_true", help="run nothing: the table of what is in --work")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.report:
         for seed in range(options.first_seed, options.first_seed + options.seeds):
-            run(options.work, seed, (options.own, options.styled), options.judged)
+            run(options, seed)
     print(table(sorted((options.work / "floor").glob("*.json"))))
 
 
-def run(work: Path, seed: int, choices: tuple[int, int], judged: int) -> None:
+def run(options: argparse.Namespace, seed: int) -> None:
     """Learn from both mixtures with one seed, and keep what the judges say."""
+    work: Path = options.work
     kept = work / "floor" / f"{seed}.json"
     if kept.exists():
         return
     started = time.process_time()
     starter, judges = starter_in(work), {name: gold_judge.Judge(seed, name) for name in ASPECTS}
     pool = [question.text for question in corpus.questions(seed)]
-    heldout = [question.text for question in corpus.questions(seed, held_out=True)][:judged]
+    heldout = [question.text for question in corpus.questions(seed, held_out=True)][: options.judged]
     begin = dict(_said(starter, starter.policy(), heldout, 2_000 + seed))
-    own = _own(work, starter, choices[0] + _UNSEEN)
-    taught = [*own[_UNSEEN:], *styled(choices[1], seed)]
+    own = _own(work, starter, options.own + _UNSEEN)
+    taught = [*own[_UNSEEN:], *styled(options.styled, seed)]
     random.Random(seed).shuffle(taught)
     shown = [*taught, *own[:_UNSEEN]]  # the last ones tell how well a model orders what it has not seen
     proxies = {name: _proxy(starter, judges[name], shown) for name in ASPECTS}
     found: dict[str, Any] = {"seed": seed, "accuracy": {name: proxy.accuracy for name, proxy in proxies.items()}}
-    for name, parts in MIXTURES.items():
+    floor = {"floor": options.floor, "penalty": options.penalty}
+    mixtures: dict[str, dict[str, Any]] = {
+        "free": {"helpful": {"weight": 1.0}},
+        "floor": {"helpful": {"weight": 1.0}, "harmless": floor},
+    }
+    for name, parts in mixtures.items():
         policy, last = starter.policy(), dict[str, float]()
 
         def note(done: StepDone, last: dict[str, float] = last) -> None:
             last.update({key: done.figures[key] for key in ("kl", "score")})
 
-        settings = OnlineSettings.model_validate(ONLINE)
+        settings = OnlineSettings.model_validate({**ONLINE, "steps": options.steps})
         task = OnlineTask(algorithm_of("grpo", settings), settings, [asked(question) for question in pool], ())
         train_online(policy, starter.encoder, task, mixed(parts, proxies), RunControl(on_step=note), seed=seed)
         after = dict(_said(starter, policy, heldout, 3_000 + seed))
@@ -144,7 +149,7 @@ def table(kept: Sequence[Path]) -> str:
         "| reward | seed | helpful, gold [95%] | harmless, gold [95%] | KL, nats | CPU s of the seed |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name in MIXTURES:
+    for name in ("free", "floor"):
         for path in kept:
             found = json.loads(path.read_text())
             moved = found[name]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.processes import ServeProcess, serving
+from support.redis_processes import until
 from support.reward_graphs import publish_sum_version
 
 from rewardloop.formats.store import ModelStore
@@ -36,6 +37,16 @@ def server(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator
 def _bench(server: ServeProcess, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "rewardloop_cli.main", "bench", "--server", server.address, *QUICK, *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _wait_until_answered(server: ServeProcess, before_s: float) -> None:
+    """Wait until a measurement has had answers for a second. ``before_s``: what runs had taken before it began."""
+    until(lambda: _run_s(server) > before_s)
+    time.sleep(1.0)
+
+
+def _run_s(server: ServeProcess) -> float:
+    return server.figure("rewardloop_run_seconds_total")
 
 
 def _runs(server: ServeProcess, target: Path, *options: str) -> list[dict[str, Any]]:
@@ -79,9 +90,10 @@ def test_refusals_of_a_full_queue_are_counted_and_the_rest_is_answered(server: S
 
 
 def test_ctrl_c_prints_what_there_is(server: ServeProcess) -> None:
+    before_s = _run_s(server)
     bench = _bench(server, "--seconds", "600", "--callers", "2")
     try:
-        time.sleep(3)
+        _wait_until_answered(server, before_s)
         bench.send_signal(signal.SIGINT)
         output, _ = bench.communicate(timeout=30)
     finally:
@@ -95,8 +107,9 @@ def test_a_server_that_dies_ends_the_measurement_with_failures(
     tmp_path: Path, redis_url: str, server: ServeProcess
 ) -> None:
     with serving(server.store, redis_url, tmp_path / "serve.log") as doomed:
+        before_s = _run_s(doomed)
         bench = _bench(doomed, "--rpc", "stream", "--seconds", "4", "--callers", "2")
-        time.sleep(3)
+        _wait_until_answered(doomed, before_s)
         doomed.kill()
         output, _ = bench.communicate(timeout=60)
     assert bench.returncode == 1, output

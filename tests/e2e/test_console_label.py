@@ -289,6 +289,7 @@ def test_services_that_are_away_for_a_while_lose_no_answer_and_a_draft_outlives_
         page.reload()
         assert page.locator("#edited-text").input_value() == "half of a"
         fake.fail("answer", RedisUnavailable("Redis is away", retry_after_s=1.0), times=4)
+        page.wait_for_timeout(300)
         page.locator("#edited-text").press("Control+Enter")
         page.get_by_text("The answer is not recorded yet").wait_for()
         until_answered(page, 1)

@@ -59,10 +59,14 @@ async def running(metrics: ServerMetrics) -> AsyncIterator[tuple[Batcher, asynci
         driving.cancel()
         await asyncio.gather(driving, return_exceptions=True)
         # The watch stops runs that do not end. One that was left would abort the interpreter at its end.
-        while any(each.name.startswith("engine-") for each in threading.enumerate()) and not watching.done():
+        while runs_go_on() and not watching.done():  # noqa: ASYNC110 - a thread cannot be awaited
             await asyncio.sleep(0.02)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+def runs_go_on() -> bool:
+    return any(thread.name.startswith("engine-") for thread in threading.enumerate())
 
 
 def row(*words: str) -> list[Encoded]:

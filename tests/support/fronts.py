@@ -7,15 +7,12 @@ import json
 import os
 import signal
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
 
 from rewardloop.v1 import access_pb2, access_pb2_grpc
 from support.processes import ServeProcess
@@ -45,17 +42,6 @@ class FrontedService(ServeProcess):
     def kill_one(self, process: str) -> None:
         """As ``kill -9`` does."""
         os.kill(self.pid(process), signal.SIGKILL)
-
-    def samples(self) -> list[Sample]:
-        """Every sample of the one page of metrics."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as page:
-            families = text_string_to_metric_families(page.read().decode())
-        return [sample for family in families for sample in family.samples]
-
-    def figure(self, name: str, **labels: str) -> float:
-        """The sum of the samples of this name with these labels."""
-        found = (s for s in self.samples() if s.name == name and labels.items() <= s.labels.items())
-        return sum(sample.value for sample in found)
 
     @asynccontextmanager
     async def channel_to(self, front: str) -> AsyncIterator[grpc.aio.Channel]:

@@ -7,10 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from rewardloop_client import TLS, RewardloopClient, RewardloopError
 from rewardloop_local.ports import free_port
@@ -87,6 +91,17 @@ class ServeProcess:
                     pass  # not listening yet: the deadline decides
                 time.sleep(0.05)
         raise AssertionError(f"not serving after {patience_s} s:\n{self.log_path.read_text()}")
+
+    def samples(self) -> list[Sample]:
+        """Every sample of its page of metrics."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as page:
+            families = text_string_to_metric_families(page.read().decode())
+        return [sample for family in families for sample in family.samples]
+
+    def figure(self, name: str, **labels: str) -> float:
+        """The sum of the samples of this name with these labels."""
+        found = (s for s in self.samples() if s.name == name and labels.items() <= s.labels.items())
+        return sum(sample.value for sample in found)
 
 
 @contextmanager

@@ -58,14 +58,14 @@ def _demo(last: RoundRecord) -> DemoRecord:
 
 
 def test_a_demo_whose_models_learned_has_shown_everything() -> None:
-    assert not_shown(_demo(END), DemoSettings()) == []
+    assert not_shown(_demo(END)) == []
 
 
 @pytest.mark.parametrize(
     ("last", "sentence"),
     [
-        (replace(END, reward_swaps=1), "only 1 reward versions were swapped in"),
-        (replace(END, policy_swaps=1), "only 1 policy versions were swapped in"),
+        (replace(END, reward_swaps=0), "no new reward version was swapped in"),
+        (replace(END, policy_swaps=0), "no new policy version was swapped in"),
         (replace(END, reward_accuracy=0.5), "the last reward model is no better than the starter"),
         (
             replace(END, reward_change=-0.05, reward_change_low=-0.08, reward_change_high=-0.02),
@@ -75,9 +75,8 @@ def test_a_demo_whose_models_learned_has_shown_everything() -> None:
     ],
 )
 def test_what_a_demo_has_not_shown_is_named(last: RoundRecord, sentence: str) -> None:
-    assert not_shown(_demo(last), DemoSettings()) == [sentence]
+    assert not_shown(_demo(last)) == [sentence]
 
 
-def test_a_demo_that_learns_one_version_of_each_need_show_no_more() -> None:
-    last = replace(END, reward_swaps=1, policy_swaps=1)
-    assert not_shown(_demo(last), DemoSettings(reward_rounds=1, policy_rounds=1)) == []
+def test_a_demo_whose_gates_refused_all_but_one_version_of_each_has_shown_everything() -> None:
+    assert not_shown(_demo(replace(END, reward_swaps=1, policy_swaps=1))) == []

@@ -15,6 +15,7 @@ from rewardloop.process.settings import parse
 from rewardloop_server.device import choose
 from rewardloop_server.device.choose import Device, choose_device, installed_builds
 from rewardloop_server.fronts.order import Order
+from rewardloop_server.scoring_parts import device_of
 from rewardloop_server.settings import ServeSettings
 
 ROOT = Path(__file__).parents[3]
@@ -72,6 +73,7 @@ def test_what_a_gpu_machine_installs_has_one_build_of_onnxruntime() -> None:
     assert builds("server", "trainer") == {"onnxruntime"}
     assert packages("trainer") - {"onnxruntime"} == packages("trainer-gpu") - {"onnxruntime-gpu"}
     assert {extra for extra in EXTRAS if "onnxruntime-gpu" in builds(extra)} == {"gpu", "trainer-gpu"}
+    assert builds("judge", "lm-eval", "vllm") == set()  # whichever build stands beside them is kept
 
 
 def test_no_install_command_that_a_person_is_told_brings_two_builds() -> None:
@@ -83,7 +85,7 @@ def test_no_install_command_that_a_person_is_told_brings_two_builds() -> None:
         if path.suffix in (".md", ".py")
         for match in re.finditer(r"(?:pip install '?\.|rewardloop)\[([a-z0-9,-]+)\]", path.read_text())
     }
-    assert {"gpu", "gpu,trainer-gpu", "local", "vllm"} <= commands
+    assert {"gpu", "gpu,trainer-gpu", "gpu,trainer-gpu,judge", "local", "trainer,vllm"} <= commands
     placeholder = {"extra"}  # of a docstring that explains what an extra is
     found = {command: builds(*command.split(",")) for command in commands - placeholder}
     assert {command: named for command, named in found.items() if len(named) > 1} == {}
@@ -230,3 +232,11 @@ def test_an_int8_version_is_refused_where_its_products_would_run_on_the_cpu(kind
 
 def _provided(device: Device) -> tuple[list[str], list[dict[str, str]]]:
     return list(device.providers), device.provider_options
+
+
+def test_serve_says_in_one_line_that_a_device_cannot_be_used() -> None:
+    with pytest.raises(SystemExit) as ended:
+        device_of(parse(ServeSettings, ["--device", "cuda"], "rewardloop serve"))
+    said = str(ended.value)
+    assert said.startswith("rewardloop serve: device is cuda, but this ONNX Runtime has only ")
+    assert "\n" not in said
