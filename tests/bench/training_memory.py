@@ -30,10 +30,12 @@ from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.learning.memory_estimate import ERROR, Trainer, estimate_memory
 from rewardloop_trainer.learning.model_load import set_type, type_of
 from rewardloop_trainer.learning.settings import LearnerSettings
+from rewardloop_trainer.learning.world import World, joined
 
 GIB = 2**30
 METHODS: dict[str, dict[str, Any]] = {
     "full, float32": {},
+    "full, float32, shard": {"shard": True},
     "full, bfloat16 over float32": {"computation": "bfloat16"},
     "full, bfloat16": {"weights": "bfloat16"},
     "LoRA, bfloat16": {"method": "lora", "weights": "bfloat16"},
@@ -51,6 +53,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "0.35B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 16, "vocab_size": 65536},
 }
 TOKENS, LONGEST = 1024, 256
+PROCESSES = 2  # of torchrun, if a method divides the model among several
 LARGE: dict[str, Any] = {
     "0.5B": Qwen2Config(
         vocab_size=151936,
@@ -111,6 +114,12 @@ def pairs(count: int) -> list[Pair]:
 
 
 def train(base: str, trainer: str, method: str, work: Path) -> None:
+    """Load the model and train it. Processes that share it are started by torchrun."""
+    with joined():
+        train_alike(base, trainer, method, work)
+
+
+def train_alike(base: str, trainer: str, method: str, work: Path) -> None:
     """Load the model, forget the peak of that, and take two optimizer steps, each of two micro-batches."""
     if trainer == "reward":
         from rewardloop.formats.store import ModelStore
@@ -150,7 +159,9 @@ def report(run: Callable[[], object]) -> None:
     loading = peak()
     Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
     run()
-    print(json.dumps({"loading": loading, "training": peak()}), flush=True)
+    found = World().gather([{"loading": loading, "training": peak()}])
+    if World().is_first:
+        print(json.dumps({name: max(each[name] for each in found) for name in found[0]}), flush=True)
 
 
 def peak() -> int:
@@ -168,14 +179,22 @@ def measured(shapes: Sequence[str], trainers: Sequence[str], methods: Sequence[s
             tiny_tokenizer().save_pretrained(base)
             for trainer in trainers:
                 for method in methods:
-                    argv = [sys.executable, __file__, "--one", str(base), trainer, method]
+                    settings = settings_of(method)
+                    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
+                    argv = [sys.executable, *(torchrun if settings.shard else ())]
+                    argv += [__file__, "--one", str(base), trainer, method]
                     done = subprocess.run(argv, capture_output=True, text=True, check=False)
                     if done.returncode:
                         raise RuntimeError(done.stderr)
                     found = json.loads(done.stdout.splitlines()[-1])
-                    settings = settings_of(method)
-                    estimate = estimate_memory(config, settings, cast(Trainer, trainer), tokens=TOKENS, longest=LONGEST)
-                    yield {"shape": shape, "trainer": trainer, "method": method, **found, "estimate": estimate.total}
+                    estimate = estimated(config, method, cast(Trainer, trainer), TOKENS, LONGEST)
+                    yield {"shape": shape, "trainer": trainer, "method": method, **found, "estimate": estimate}
+
+
+def estimated(config: Any, method: str, trainer: Trainer, tokens: int, longest: int) -> int:
+    """The bytes that a process takes."""
+    settings, bounds = settings_of(method), {"tokens": tokens, "longest": longest}
+    return estimate_memory(config, settings, trainer, **bounds, processes=PROCESSES).total
 
 
 def show_measured(rows: Iterable[dict[str, Any]]) -> bool:
@@ -197,9 +216,7 @@ def show_table(tokens: int, longest: int) -> None:
     print("| --- |" + " --- |" * (len(LARGE) * len(TRAINERS)))
     for method in METHODS:
         found = [
-            estimate_memory(config, settings_of(method), trainer, tokens=tokens, longest=longest).total
-            for config in LARGE.values()
-            for trainer in TRAINERS
+            estimated(config, method, trainer, tokens, longest) for config in LARGE.values() for trainer in TRAINERS
         ]
         print(f"| {method} | {' | '.join(f'{total / GIB:.1f}' for total in found)} |", flush=True)
 

@@ -34,6 +34,7 @@ from rewardloop_trainer.policy.sft_settings import SftSettings
 from rewardloop_trainer.policy.start import finished, load_causal_lm
 from rewardloop_trainer.policy.start import load_to_learn as load_for
 from rewardloop_trainer.reward.settings import RewardHyperparameters
+from rewardloop_trainer.settings import TrainSettings
 
 ENCODER = byte_encoder(160)
 PAIRS = [
@@ -189,6 +190,7 @@ def test_recomputed_layers_give_the_gradients_of_kept_ones(family: str, tmp_path
         ({"device": "cuda"}, "torch sees no GPU"),
         ({"attention": "flash_attention_2"}, "needs a GPU"),
         ({**LORA, "quantised_base": "4bit"}, "quantised_base 4bit needs a GPU"),
+        ({"shard": True}, "shard divides a model among the processes of torchrun, and this one is alone"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that the test is without")
@@ -204,11 +206,21 @@ def test_what_this_machine_cannot_do_is_refused_in_one_line(base: str, changes: 
         (LearnerSettings, {"quantised_base": "8bit"}, "quantised_base needs method lora"),
         (RewardHyperparameters, {"quantised_base": "8bit", "method": "lora"}, "quantised_base is for policies"),
         (PolicySettings, {"method": "lora", "online": {"weights": "lora"}}, "leave online.weights full"),
+        (LearnerSettings, {"quantised_base": "8bit", "method": "lora", "shard": True}, "shard divides float weights"),
+        (RewardHyperparameters, {"averaged_runs": 2, "shard": True}, "needs whole weights in each process"),
+        (TrainSettings, {"reward": {"shard": True}}, "this trainer is one process"),
+        (TrainSettings, {"policy": {"shard": True}}, "this trainer is one process"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(kind: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind.model_validate(changes)
+
+
+def test_an_online_algorithm_divides_no_policy(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UnusableDevice, match="an online algorithm samples with the whole policy"):
+        load_for(base, settings(shard=True), "online", tokens=512, longest=128)
 
 
 def test_the_attention_is_the_one_that_was_asked_for(base: str) -> None:

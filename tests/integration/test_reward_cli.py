@@ -137,7 +137,10 @@ def torchrun(*more: str) -> subprocess.Popen[str]:
 
 @pytest.mark.long
 @pytest.mark.learning
-def test_two_processes_train_the_version_of_one_also_through_a_kill(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--shard",)], ids=["whole", "divided"])
+def test_two_processes_train_the_version_of_one_also_through_a_kill(
+    base: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
     data = write_rows(tmp_path / "rows.jsonl")
     assert reward_train.main(flags(base=base, data=data, out=tmp_path / "one")) == 0
     command = flags(base=base, data=data, out=tmp_path / "two")
@@ -154,7 +157,7 @@ def test_two_processes_train_the_version_of_one_also_through_a_kill(base: Path, 
         process.kill()
     assert not (tmp_path / "two" / "version").exists()
     assert (tmp_path / "two" / "checkpoints").exists()
-    process = torchrun(*command)
+    process = torchrun(*command, *more)  # the run before kept the model whole
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     alone, together = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -164,6 +167,26 @@ def test_two_processes_train_the_version_of_one_also_through_a_kill(base: Path, 
             assert (together[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
     figures = [json.loads((tmp_path / each / "run.json").read_text())["figures"] for each in ("one", "two")]
     assert figures[0]["heldout_loss"] == pytest.approx(figures[1]["heldout_loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ("1", "shard divides a model among the processes of torchrun, and this one is alone: start several, or leave"),
+        ("2", "averaged_runs above 1 needs whole weights in each process: leave shard off with it"),
+    ],
+)
+def test_one_process_and_averaged_runs_divide_no_model(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], runs: str, message: str
+) -> None:
+    command = flags(base=base, data=write_rows(tmp_path / "rows.jsonl", 4), out=tmp_path / "out", averaged_runs=runs)
+    try:
+        status = reward_train.main([*command, "--shard"])
+    except SystemExit as ended:
+        status = int(str(ended.code))
+    assert status == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Trains small policies, alone or as one of torchrun's processes: ``torchrun_training.py DIRECTORY ALGORITHM..``.
 
+``shard-`` before a name divides the model among the processes. ``bytes`` counts what a process holds of it, and
 ``sums`` trains nothing: it sums gradients, and writes ``sums.json``.
 
 The reward is computed here, from the text. Writes ``<algorithm>/figures.json`` (of each step that this call ran) and
@@ -9,11 +10,14 @@ beside it the process goes no further: who started it may kill one.
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -23,12 +27,17 @@ from transformers import AutoModel
 
 from rewardloop.formats.text import Encoder, Turn
 from rewardloop.formats.vocabulary import OnlineAlgorithm
-from rewardloop_trainer.data.dialogues import Dialogue
+from rewardloop_trainer.data.computing.shards import local
+from rewardloop_trainer.data.dialogues import Dialogue, encode_dialogues
 from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList
 from rewardloop_trainer.learning import world as processes
+from rewardloop_trainer.learning.layers import recompute_layers
 from rewardloop_trainer.learning.live_bytes import LiveBytes
+from rewardloop_trainer.learning.lora_layers import add_adapters
+from rewardloop_trainer.learning.model_load import divide_causal_lm
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
+from rewardloop_trainer.learning.settings import LoraSettings
 from rewardloop_trainer.learning.world import World, joined
 from rewardloop_trainer.policy.dpo_train import DpoProgress, encode_pairs, train_policy
 from rewardloop_trainer.policy.kto_train import KtoProgress, train_kto
@@ -37,8 +46,9 @@ from rewardloop_trainer.policy.online.algorithms import OnlineTask, algorithm_of
 from rewardloop_trainer.policy.online.train import train_online
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.rewards import Reward
-from rewardloop_trainer.policy.sft import train_sft
+from rewardloop_trainer.policy.sft import SftRun, train_sft
 from rewardloop_trainer.policy.sft_settings import SftSettings
+from rewardloop_trainer.reward.lora import with_lora
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.train import train_reward
@@ -52,6 +62,7 @@ PAIRS = [Pair(prompt, "aye " * (1 + i), "no", event_id=str(i)) for i, prompt in 
 THUMBS = [
     Labelled(pair.prompt, text, label) for pair in PAIRS for text, label in ((pair.chosen, 1.0), (pair.rejected, 0.0))
 ]
+LORA = LoraSettings.model_validate({"rank": 2, "modules": "all"})
 OFTEN = {"checkpoint_every_steps": 2}
 Keep: TypeAlias = Callable[[int, dict[str, float]], None]
 Save: TypeAlias = Callable[[Any], None]
@@ -79,9 +90,37 @@ def vowels(_: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[Rew
     return [[Reward(sum(c in "aeiou" for c in t) - 0.1 * len(t)) if t.strip() else None for t in g] for g in texts]
 
 
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """The bytes behind tensors, which may share them, in this process."""
+    storages = [local(tensor).untyped_storage() for tensor in tensors if not tensor.is_meta]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def count_bytes(model: Any, encoder: Encoder, directory: Path) -> None:
+    """Take two steps of supervised training, and write what this process then holds of the model.
+
+    ``held`` are the bytes of weights, gradients and moments, ``alive`` those of all tensors in the process.
+    """
+    settings = SftSettings.model_validate({"batch_examples": 5, "epochs": 2})
+    examples, _ = encode_dialogues(encoder, [Dialogue.answered(pair.prompt, pair.chosen) for pair in PAIRS])
+    run = SftRun(model, encoder, examples, (), settings, None)
+    for _ in range(2):
+        run._learn(examples)
+    states = [s for p in run.parameters for s in run.optimizer.state[p].values() if s.ndim]
+    gradients = [p.grad for p in run.parameters if p.grad is not None]
+    gc.collect()
+    alive = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+    found = {
+        "values": sum(p.numel() for p in run.parameters),
+        "held": storage_bytes((*run.parameters, *gradients, *states)),
+        "alive": storage_bytes(alive),
+    }
+    (directory / f"bytes.{World().rank}.json").write_text(json.dumps(found))
+
+
 def train_by_supervision(model: Any, encoder: Encoder, directory: Path, keep: Keep, save: Save) -> None:
     settings = SftSettings.model_validate(
-        {"batch_examples": 3, "epochs": 3, "learning_rate": 1e-3, "micro_batch_tokens": 64, **OFTEN}
+        {"batch_examples": 4, "epochs": 3, "learning_rate": 1e-3, "micro_batch_tokens": 64, **OFTEN}
     )
     dialogues = [Dialogue.answered(pair.prompt, pair.chosen) for pair in PAIRS]
     heldout = [Dialogue.answered(pair.prompt, pair.rejected) for pair in PAIRS]
@@ -101,15 +140,18 @@ def train_by_supervision(model: Any, encoder: Encoder, directory: Path, keep: Ke
 
 def train_a_reward_model(name: str, directory: Path, keep: Keep, save: Save) -> None:
     """Train as "reward", as "reward-full-bound" with every sequence in memory at once, or as "reward-dropout"."""
-    kind = "llama" if name == "reward-dropout" else "bert"
+    kind = "llama" if "dropout" in name else "bert"
     torch.manual_seed(learning_seed())
     model = RewardModel(AutoModel.from_config(reward_config(kind)), 2, "last" if kind == "llama" else "mean").eval()
+    if name.endswith("-lora"):
+        with_lora(model, LORA)
     changes = {
         "sequences_per_step": 10,
         "epochs": 3,
         "learning_rate": 1e-3,
-        "micro_batch_tokens": 8192 if name == "reward-full-bound" else 300,
-        "dropout": name == "reward-dropout",
+        "micro_batch_tokens": 8192 if "full-bound" in name else 300,
+        "dropout": "dropout" in name,
+        "shard": name.startswith("shard-") and World().size > 1,
         **OFTEN,
     }
     records = [*PAIRS, RankedList(PROMPTS[0], ("aye aye", "aye", "well", "no"), event_id="r"), *THUMBS]
@@ -176,6 +218,21 @@ def sum_gradients(directory: Path) -> None:
         (directory / "sums.json").write_text(json.dumps(about))
 
 
+def prepared(model: Any, name: str) -> str:
+    """Prepare a causal LM as a name such as "shard-dpo-lora" says; one process divides nothing. Returns the trainer."""
+    if "reward" in name:
+        return name
+    if name.endswith("-lora"):
+        add_adapters(model, LORA)
+    if name.endswith("-tied"):
+        model.lm_head.weight = model.model.embed_tokens.weight
+    if name.endswith("-recomputed"):
+        recompute_layers(model.base_model)
+    if name.startswith("shard-") and World().size > 1:
+        divide_causal_lm(model, torch.device("cpu"))
+    return re.sub("^shard-|-(lora|tied|recomputed)$", "", name)
+
+
 def main(directory: Path, name: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(THREADS)
@@ -190,7 +247,8 @@ def main(directory: Path, name: str) -> None:
                 time.sleep(0.02)
 
     def save(policy: Any) -> None:
-        save_model(policy, str(directory / "model.safetensors"))
+        # A copy, which torch refuses of a model that is divided still.
+        save_model(copy.deepcopy(policy), str(directory / "model.safetensors"))
         (directory / "figures.json").write_text(json.dumps(history))
 
     def on_step(done: StepDone) -> None:
@@ -204,6 +262,7 @@ def main(directory: Path, name: str) -> None:
         keep(done.step, {name: value for name, value in done.figures.named().items() if name != "accuracy"})
 
     checkpoints = directory / "checkpoints"
+    name = prepared(model, name)
     if name == "dpo":
         dpo = DpoSettings.model_validate({"batch_pairs": 3, "epochs": 3, "learning_rate": 3e-3})
         train_policy(
@@ -219,8 +278,11 @@ def main(directory: Path, name: str) -> None:
     if name == "sft":
         train_by_supervision(model, encoder, directory, keep, save)
         return
-    if name.startswith("reward"):
+    if "reward" in name:
         train_a_reward_model(name, directory, keep, save)
+        return
+    if name == "bytes":
+        count_bytes(model, encoder, directory)
         return
     if name == "sums":
         sum_gradients(directory)

@@ -138,6 +138,15 @@ class TrainSettings(ServerAccess):
         return self
 
     @model_validator(mode="after")
+    def _trains_in_one_process(self) -> Self:
+        if self.reward.shard or self.policy.shard:
+            raise ValueError(
+                "shard divides a model among the processes of torchrun, and this trainer is one process: train by hand "
+                "with sft, reward-train or policy-train"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _leaves_questions_to_train_on(self) -> Self:
         if self.heldout_share + self.judge_share >= 1:
             raise ValueError("heldout_share and judge_share leave no question to train on: their sum must be below 1")

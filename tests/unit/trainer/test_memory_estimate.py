@@ -80,6 +80,24 @@ def test_every_way_to_save_memory_lowers_the_estimate() -> None:
     )
 
 
+def test_a_process_that_has_a_part_of_the_model_gathers_a_layer_and_what_is_outside_of_the_layers() -> None:
+    config = AutoConfig.for_model("llama", **{**FAMILIES["llama"], "hidden_size": 256, "num_hidden_layers": 6})
+    whole = estimate_memory(config, settings({}), "sft", tokens=1024, longest=160, processes=2)
+    shard = settings({"shard": True})
+    found = {n: estimate_memory(config, shard, "sft", tokens=1024, longest=160, processes=n) for n in (1, 2, 4)}
+    assert found[1] == whole
+    for processes in (2, 4):
+        for part in ("weights", "gradients", "optimizer"):
+            assert getattr(found[processes], part) == -(-getattr(whole, part) // processes)
+    assert found[2].activations == found[4].activations
+
+    model = AutoModelForCausalLM.from_config(config)
+    layer = bytes_of(model.model.layers[0].parameters())
+    outside = bytes_of(model.parameters()) - 6 * layer
+    # Weights and gradients of what is outside; the layer that runs, the next one, and the gradients, which are copied.
+    assert found[2].activations - whole.activations == 2 * outside + max(outside, 4 * layer)
+
+
 def test_a_run_that_cannot_fit_is_refused_in_one_line_with_what_to_do() -> None:
     vast = {"hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 8, "num_attention_heads": 512}
     config = AutoConfig.for_model("llama", **{**FAMILIES["llama"], **vast, "num_key_value_heads": 512, "head_dim": 128})

@@ -63,7 +63,7 @@ _SUMMARY = {
 # The settings that change nothing about the weights: a run with others is the same run.
 _ASIDE = {
     *("out", "prompts", "server", "publish", "draw_every", "torch_threads", "log_format", "log_level"),
-    *("signing_key", "trusted_keys", "device", "gradient_checkpointing"),
+    *("signing_key", "trusted_keys", "device", "gradient_checkpointing", "shard"),
     *ServerAccess.model_fields,
 }
 

@@ -59,7 +59,7 @@ _CALIBRATION = 200  # records on which the ranges of a quantised graph are measu
 # The settings that change nothing about the weights: a run with others is the same run.
 _ASIDE = {
     *("out", "data", "publish", "draw_every", "torch_threads", "log_format", "log_level", "signing_key"),
-    *("trusted_keys", "device", "gradient_checkpointing", "micro_batch_tokens"),
+    *("trusted_keys", "device", "gradient_checkpointing", "micro_batch_tokens", "shard"),
 }
 
 

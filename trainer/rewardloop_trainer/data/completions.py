@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from rewardloop.formats.text import Encoder, RefusedConversation, Row
 from rewardloop_trainer.data.computing.logprobs import logprobs_at
+from rewardloop_trainer.data.computing.shards import in_step
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.data.token_batches import by_length
 
@@ -148,7 +149,7 @@ def sequence_logprobs(
         (rows,), float32 on the CPU, in nats.
     """
     sums = torch.zeros(len(rows))
-    for group in by_length([len(row.ids) for row in rows], token_budget):
+    for group in in_step(model, by_length([len(row.ids) for row in rows], token_budget)):
         logprobs, _ = token_logprobs(model, [rows[i] for i in group], pad_id, temperature)
         sums[torch.tensor(group)] = logprobs.sum(-1).cpu()
     return sums

@@ -22,7 +22,7 @@ class _Part:
     """Sequences of one forward pass.
 
     Attributes:
-        rows: Their places among this process's sequences.
+        rows: Their places among this process's sequences; none in an idle pass.
         output: (rows, k); with its graph if that was kept.
         random: The state of torch's random numbers before the pass, for the same dropout in a second pass.
         has_graph: Whether activations were kept.
@@ -40,6 +40,8 @@ def backward_in_parts(
     loss_of: Callable[[Tensor], Tensor],
     token_budget: int,
     world: World,
+    *,
+    in_step: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of a loss to the parameters that ``forward`` uses; each process adds those of its share.
 
@@ -53,17 +55,22 @@ def backward_in_parts(
             its gradient in the first process alone.
         token_budget: Most tokens whose activations are kept.
         world: The processes that share the sequences.
+        in_step: Whether all processes have to make the same passes, because the model is divided among them. One with
+            fewer sequences runs the shortest one instead, and learns nothing from it.
 
     Returns:
         The loss and the outputs of all sequences, without graphs.
     """
     shared = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     mine = world.mine(shared)
-    parts = _run(lengths, mine, forward, token_budget)
+    plan = _plan(lengths, mine, token_budget)
+    parts = _run(mine, forward, _alike(plan, world) if in_step else plan, spare=shared[0])
     width = parts[0].output.shape[1] if parts else 0
     width = int(world.largest(width))
     own = torch.zeros(len(mine), width)
     for part in parts:
+        if not part.rows:
+            continue
         own[part.rows] = part.output.detach()
     outputs = torch.zeros(len(lengths), width)
     outputs[shared] = world.gather_rows(own, len(lengths))
@@ -77,24 +84,43 @@ def backward_in_parts(
         (slopes,) = torch.autograd.grad(loss, outputs)
     assert slopes is not None
     for part in sorted(parts, key=lambda part: not part.has_graph):  # kept activations are freed first
-        places = [mine[row] for row in part.rows]
-        _carry_back(part, places, forward, slopes[places])
+        places = [mine[row] for row in part.rows] or [shared[0]]
+        _carry_back(part, places, forward, slopes[places] if part.rows else torch.zeros_like(slopes[places]))
     return loss.detach(), outputs.detach()
 
 
-def _run(
-    lengths: Sequence[int], mine: Sequence[int], forward: Callable[[Sequence[int]], Tensor], token_budget: int
-) -> list[_Part]:
-    """Run this process's sequences, and keep activations while they fit the budget."""
-    parts, kept = list[_Part](), 0
+def _plan(lengths: Sequence[int], mine: Sequence[int], token_budget: int) -> list[tuple[list[int], bool]]:
+    """The passes of this process: their rows, and whether activations are kept, which they are as the budget allows."""
+    plan, kept = list[tuple[list[int], bool]](), 0
     for rows in reversed(by_length([lengths[i] for i in mine], token_budget)):  # the longest are the dearest to repeat
-        places = [mine[row] for row in rows]
-        tokens = len(rows) * max(lengths[i] for i in places)
+        tokens = len(rows) * max(lengths[mine[row]] for row in rows)
         has_graph = not kept or kept + tokens <= token_budget
         kept += tokens if has_graph else 0
+        plan.append((rows, has_graph))
+    return plan
+
+
+def _alike(plan: list[tuple[list[int], bool]], world: World) -> list[tuple[list[int], bool]]:
+    """A plan of as many passes in every process, idle ones last; activations of a pass are kept in all or in none."""
+    passes = int(world.largest(len(plan)))
+    rows = [rows for rows, _ in plan] + [list[int]() for _ in range(passes - len(plan))]
+    repeats = world.sum(torch.tensor([float(not has_graph) for _, has_graph in plan] + [0.0] * (passes - len(plan))))
+    return [(own, not repeated) for own, repeated in zip(rows, repeats.tolist(), strict=True)]
+
+
+def _run(
+    mine: Sequence[int],
+    forward: Callable[[Sequence[int]], Tensor],
+    plan: Sequence[tuple[list[int], bool]],
+    spare: int,
+) -> list[_Part]:
+    """Run this process's sequences, and ``spare`` in idle passes."""
+    parts = list[_Part]()
+    for rows, has_graph in plan:
         random = _random_state()
         with torch.set_grad_enabled(has_graph):
-            parts.append(_Part(rows, forward(places), random, has_graph))
+            output = forward([mine[row] for row in rows] or [spare])
+        parts.append(_Part(rows, output, random, has_graph))
     return parts
 
 

@@ -13,7 +13,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import structlog
 import torch
@@ -22,7 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rewardloop_trainer.data.computing.shards import as_held, whole, whole_in_first
+
 log = structlog.get_logger()
+
+Keep: TypeAlias = Callable[[str, Tensor], Tensor]
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -76,15 +82,26 @@ def save(directory: Path, checkpoint: Checkpoint) -> Path:
     return target
 
 
-def latest(directory: Path) -> Checkpoint | None:
-    """The checkpoint with the most steps; None if there is none. Raises `CorruptCheckpoint`."""
+def all_of(_: str, tensor: Tensor) -> Tensor:
+    """Keep a checkpoint's tensor as it is."""
+    return tensor
+
+
+def latest(directory: Path, keep: Keep = all_of) -> Checkpoint | None:
+    """The checkpoint with the most steps; None if there is none. Raises `CorruptCheckpoint`.
+
+    Args:
+        directory: Where checkpoints are kept.
+        keep: Maps each tensor, given its name, to what is kept of it.
+    """
     steps = _steps(directory)
     if not steps:
         return None
     path = directory / str(steps[-1])
     try:
         state = json.loads((path / STATE).read_text())
-        return Checkpoint(int(state["step"]), load_file(path / TENSORS), state["numbers"], state["texts"])
+        tensors = {name: keep(name, tensor) for name, tensor in load_file(path / TENSORS).items()}
+        return Checkpoint(int(state["step"]), tensors, state["numbers"], state["texts"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CorruptCheckpoint(f"{path}: {error}") from error
 
@@ -101,7 +118,7 @@ def resume(
     optimizer: Optimizer,
     *,
     steps: int,
-    newest: Callable[[Path], Checkpoint | None] = latest,
+    newest: Callable[[Path, Keep], Checkpoint | None] = latest,
 ) -> Checkpoint | None:
     """Restore the weights and optimizer of a run that was cut short.
 
@@ -113,7 +130,7 @@ def resume(
         model: The model to restore.
         optimizer: The optimizer to restore.
         steps: Steps of the whole run, for the log.
-        newest: Finds the newest checkpoint.
+        newest: Finds the newest checkpoint, and keeps of each tensor what it is told.
 
     Returns:
         The checkpoint, for the caller's position; None if the run has to begin.
@@ -121,7 +138,7 @@ def resume(
     if directory is None:
         return None
     try:
-        found = newest(directory)
+        found = newest(directory, partial(_held, _trainable(model)))
         if found is None:
             return None
         if found.texts["fingerprint"] != fingerprint:
@@ -141,20 +158,24 @@ def fingerprint_of(model: nn.Module, data: Iterable[object]) -> str:
     for item in data:
         digest.update(repr(item).encode())
     for name, parameter in model.named_parameters():
-        values = parameter.detach().double()
+        values = whole(parameter.detach()).double()
         digest.update(f"{name}{tuple(parameter.shape)}{values.sum().item()}{values.norm().item()}".encode())
     return digest.hexdigest()
 
 
 def training_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The tensors that training changes: trainable parameters, optimizer moments and torch's random state, by name."""
+    """The tensors that training changes: trainable parameters, optimizer moments and torch's random state, by name.
+
+    All processes make this call. Those of a divided model are whole in the first process, and empty in the others.
+    """
     tensors = {"random.torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["random.gpu"] = torch.cuda.get_rng_state()
     for name, parameter in _trainable(model).items():
-        tensors[f"model.{name}"] = parameter.data
+        tensors[f"model.{name}"] = whole_in_first(parameter.data)
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+            found = whole_in_first(value) if isinstance(value, Tensor) else torch.tensor(value)
+            tensors[f"optimizer.{key}.{name}"] = found
     return tensors
 
 
@@ -169,13 +190,21 @@ def restore_training(model: nn.Module, optimizer: Optimizer, tensors: Mapping[st
             stored = tensors[f"model.{name}"]
             if stored.shape != parameter.shape:
                 raise CorruptCheckpoint(f"{name} has shape {tuple(stored.shape)}, not {tuple(parameter.shape)}")
-            parameter.copy_(stored)
+            parameter.copy_(as_held(stored, parameter))
             prefix_and_key = [n for n in tensors if n.startswith("optimizer.") and n.split(".", 2)[2] == name]
             for full in prefix_and_key:
-                optimizer.state[parameter][full.split(".", 2)[1]] = tensors[full].to(parameter.device).clone()
+                held = _held(parameters, full, tensors[full]).to(parameter.device)
+                optimizer.state[parameter][full.split(".", 2)[1]] = held.clone()
     torch.set_rng_state(tensors["random.torch"])
     if "random.gpu" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.gpu"])
+
+
+def _held(parameters: Mapping[str, nn.Parameter], name: str, tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor of the checkpoint that belongs to a parameter and has its shape."""
+    kind, _, own = name.partition(".")
+    parameter = parameters.get(own.partition(".")[2] if kind == "optimizer" else own)
+    return tensor if parameter is None or tensor.shape != parameter.shape else as_held(tensor, parameter)
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from rewardloop_trainer.learning.lora_layers import add_adapters
 from rewardloop_trainer.learning.model_load import UnusableDevice, device_of, shape_passes, type_of
 from rewardloop_trainer.learning.optimizer import temporary_bytes
 from rewardloop_trainer.learning.settings import LearnerSettings
+from rewardloop_trainer.learning.world import started_processes
 
 log = structlog.get_logger()
 
@@ -48,7 +49,8 @@ class MemoryEstimate:
             before (`kl_control.KlBound`), which are kept in its memory.
         gradients: The gradients of what learns.
         optimizer: The optimizer's moments.
-        activations: What one micro-batch keeps for the backward pass, and temporary tensors.
+        activations: What one micro-batch keeps for the backward pass, and temporary tensors, among them what a process
+            gathers of a divided model.
         process: The interpreter and its libraries.
     """
 
@@ -64,9 +66,9 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    config: Any, settings: LearnerSettings, trainer: Trainer, *, tokens: int, longest: int
+    config: Any, settings: LearnerSettings, trainer: Trainer, *, tokens: int, longest: int, processes: int = 1
 ) -> MemoryEstimate:
-    """Estimate what training a model takes.
+    """Estimate what training a model takes in a process.
 
     Args:
         config: The configuration of a model of transformers.
@@ -74,6 +76,7 @@ def estimate_memory(
         trainer: What trains it. DPO and KTO keep the reference's log-probabilities and no reference.
         tokens: Tokens of a micro-batch.
         longest: Tokens of the longest sequence. One that is longer than a micro-batch is one itself.
+        processes: How many torchrun started. They count if the settings divide the model among them.
     """
     columns = min(longest, max(tokens, longest))
     rows = max(1, tokens // columns)
@@ -94,7 +97,11 @@ def estimate_memory(
         if trainer == "online" and device_of(settings).type == "cpu":
             weights += gradients  # as many bytes: those of what learns
         work = max(live.peak - gradients, temporary_bytes(learned))
-    return MemoryEstimate(weights, gradients, _MOMENTS * values, work)
+        if not settings.shard or processes == 1:
+            return MemoryEstimate(weights, gradients, _MOMENTS * values, work)
+        work += _gathered_bytes(model, trunk)
+    held = [-(-part // processes) for part in (weights, gradients, _MOMENTS * values)]
+    return MemoryEstimate(*held, work)
 
 
 def check_memory(config: Any, settings: LearnerSettings, trainer: Trainer, *, tokens: int, longest: int) -> None:
@@ -105,12 +112,12 @@ def check_memory(config: Any, settings: LearnerSettings, trainer: Trainer, *, to
     Raises:
         UnusableDevice: If the run needs more than there is, also if the estimate is a fifth too high.
     """
-    device = device_of(settings)
+    device, processes = device_of(settings), started_processes()
     free = free_bytes(device)
     try:
         if _at_most(config, max(tokens, longest)) < free / 2:
             return
-        found = estimate_memory(config, settings, trainer, tokens=tokens, longest=longest)
+        found = estimate_memory(config, settings, trainer, tokens=tokens, longest=longest, processes=processes)
     except Exception as error:  # an architecture that does not run on tensors without data may still be trained
         log.warning("the memory that this run needs cannot be estimated", reason=first_line(error))
         return
@@ -199,6 +206,20 @@ def _weight_bytes(model: nn.Module, trunk: nn.Module, settings: LearnerSettings)
     return whole - bytes_of(linear) + int(held * _STORED[settings.quantised_base])
 
 
+def _gathered_bytes(model: nn.Module, trunk: nn.Module) -> int:
+    """The most that a process gathers at a time of a divided model, with the gradients of it.
+
+    What is outside of the layers is gathered for a whole pass, and beside it the layer that runs and the next one.
+    Gradients are copied when they are added up.
+    """
+    layers = layer_stack(trunk)
+    within = set(layers.parameters())
+    outside = [p for p in model.parameters() if p not in within]
+    largest = max((list(layer.parameters()) for layer in layers), key=bytes_of)
+    of_outside, of_layer = (bytes_of(p for p in each if p.requires_grad) for each in (outside, largest))
+    return bytes_of(outside) + of_outside + max(of_outside, 2 * bytes_of(largest) + 2 * of_layer)
+
+
 def _at_most(config: Any, tokens: int) -> float:
     """A generous bound of the bytes, by the shape alone: full training in float32."""
     text = config.get_text_config()
@@ -214,6 +235,8 @@ def _advice(settings: LearnerSettings, found: MemoryEstimate) -> str:
     ways = []
     if settings.method == "full":
         ways.append("method lora")
+    if started_processes() > 1 and not settings.shard:
+        ways.append("shard")
     if settings.weights == "float32":
         ways.append("weights bfloat16")
     if not settings.gradient_checkpointing:

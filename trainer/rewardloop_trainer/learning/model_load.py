@@ -9,11 +9,14 @@ from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rewardloop_trainer.data.computing.autocast import compute_in
+from rewardloop_trainer.data.computing.head import head_of
+from rewardloop_trainer.data.computing.shards import divide
 from rewardloop_trainer.learning.layers import freeze_layers, layer_stack, recompute_layers
 from rewardloop_trainer.learning.settings import LearnerSettings
+from rewardloop_trainer.learning.world import started_processes
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Parameters with these parts in their names stay in float32: they are few, and what they learn is in small steps.
@@ -28,7 +31,7 @@ def check_machine(settings: LearnerSettings) -> None:
     """Refuse settings that this machine cannot follow, before anything is loaded.
 
     Raises:
-        UnusableDevice: If there is no GPU or no library that the settings need.
+        UnusableDevice: If there is no GPU, no library or no other process that the settings need.
     """
     on_gpu = device_of(settings).type == "cuda"
     if settings.attention == "flash_attention_2":
@@ -45,6 +48,11 @@ def check_machine(settings: LearnerSettings) -> None:
             raise UnusableDevice(
                 f"quantised_base {settings.quantised_base} needs bitsandbytes: pip install bitsandbytes, or take none"
             )
+    if settings.shard and started_processes() == 1:
+        raise UnusableDevice(
+            "shard divides a model among the processes of torchrun, and this one is alone: start several, or leave it "
+            "off"
+        )
 
 
 def device_of(settings: LearnerSettings) -> torch.device:
@@ -98,9 +106,21 @@ def prepare(model: nn.Module, trunk: nn.Module, settings: LearnerSettings) -> No
     if settings.quantised_base != "none":
         _quantise(trunk, settings)
     device = device_of(settings)
-    model.to(device)
+    if not settings.shard:  # which moves a part of it alone
+        model.to(device)
     choose_products(device, tf32=settings.tf32)
     shape_passes(model, trunk, settings)
+
+
+def divide_causal_lm(model: Any, device: torch.device) -> None:
+    """Divide a causal LM among the processes, in place; it has all of its parameters by now (`shards.divide`)."""
+
+    def logits(ids: Tensor) -> Tensor:
+        found: Tensor = model(input_ids=ids, use_cache=False).logits
+        return found
+
+    head_of(model)  # it is tried once, on the whole model
+    divide(model, model, layer_stack(model.base_model), logits, device)
 
 
 def shape_passes(model: nn.Module, trunk: nn.Module, settings: LearnerSettings) -> None:

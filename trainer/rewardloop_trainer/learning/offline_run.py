@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from rewardloop_trainer.data.completions import Completion, sequence_logprobs
+from rewardloop_trainer.data.computing.shards import make_whole
 from rewardloop_trainer.data.token_batches import rate_scale
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
@@ -143,6 +144,7 @@ class OfflineRun(Generic[FiguresT]):
 
     def end(self, figures: Mapping[str, float]) -> PolicyOutcome:
         """Let the first process save, then delete the checkpoints. Returns what was saved."""
+        make_whole(self.model)
         outcome = PolicyOutcome(self.step, {"train_steps": float(self.step), "train_rate": self.rate, **figures})
         if self.world.is_first:
             self.control.save(outcome)
@@ -152,9 +154,11 @@ class OfflineRun(Generic[FiguresT]):
         return outcome
 
     def _checkpoint(self) -> None:
-        if self.control.checkpoint_dir is None or not self.world.is_first:
+        if self.control.checkpoint_dir is None:
             return
         tensors = checkpoint.training_tensors(self.model, self.optimizer)
+        if not self.world.is_first:
+            return
         texts = {"fingerprint": self.fingerprint}
         checkpoint.save(self.control.checkpoint_dir, checkpoint.Checkpoint(self.step, tensors, {}, texts))
 

@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rewardloop_trainer.data.computing.shards import holder_of, is_part, local
+
 _PART = 2**24  # values that are updated at once, which bounds the temporary tensors of a large embedding
+
+_SEEDS_APART = 2**40  # between those of two processes, which is beyond any step's
 
 
 def adamw(
@@ -19,10 +23,16 @@ def adamw(
     Moments are held in float32. Weights in bfloat16 are rounded up or down at random, so that an update which is
     smaller than the distance of two bfloat16 values is made in the mean; rounding to the nearest would lose it.
     """
-    made = [dict(group) for group in groups if group["params"]]
+    made = [part for group in groups for part in _apart(group) if part["params"]]
     if all(p.dtype == torch.float32 for group in made for p in group["params"]):
         return torch.optim.AdamW(made, lr=learning_rate, betas=betas, fused=True)
     return RoundingAdamW(made, learning_rate, betas)
+
+
+def _apart(group: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """The group's whole parameters, and those of which each process has a part: no operation takes both."""
+    for are_parts in (False, True):
+        yield {**group, "params": [p for p in group["params"] if is_part(p) == are_parts]}
 
 
 def temporary_bytes(parameters: Sequence[Tensor]) -> int:
@@ -35,7 +45,7 @@ class RoundingAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019) with moments in float32 and stochastic rounding of weights in bfloat16.
 
     The random numbers depend on the step and the parameter's place alone, so that processes which train one model
-    together, and a run that goes on from a checkpoint, round alike.
+    together, and a run that goes on from a checkpoint, round alike. Each part of a divided parameter has its own.
     """
 
     def __init__(
@@ -61,10 +71,11 @@ class RoundingAdamW(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
         state["step"] += 1
         steps = int(state["step"].item())
-        generator = torch.Generator(parameter.device).manual_seed(steps * 1_000_003 + place)
+        seed = steps * 1_000_003 + place + _SEEDS_APART * holder_of(parameter)
+        generator = torch.Generator(parameter.device).manual_seed(seed)
         gradient = parameter.grad
         assert gradient is not None
-        tensors = (parameter.data, gradient, state["exp_avg"], state["exp_avg_sq"])
+        tensors = [local(t) for t in (parameter.data, gradient, state["exp_avg"], state["exp_avg_sq"])]
         for weight, slope, mean, square in zip(*(t.view(-1).split(_PART) for t in tensors), strict=True):
             _update_part(weight, slope.float(), mean, square, group, steps, generator)
 

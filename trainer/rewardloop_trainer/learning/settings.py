@@ -100,6 +100,12 @@ class LearnerSettings(BaseModel):
         "none", description="with method lora on a GPU: hold the frozen weights quantised (needs bitsandbytes)"
     )
 
+    shard: bool = Field(
+        False,
+        description="under torchrun: divide weights, gradients and the optimizer's moments among the processes (FSDP) "
+        "instead of keeping them whole in each: less memory, more communication",
+    )
+
     @model_validator(mode="after")
     def _computes_as_exactly_as_its_weights_allow(self) -> Self:
         if self.computation == "float32" and self.weights == "bfloat16":
@@ -110,6 +116,8 @@ class LearnerSettings(BaseModel):
     def _quantises_frozen_weights_alone(self) -> Self:
         if self.quantised_base != "none" and self.method != "lora":
             raise ValueError("quantised_base needs method lora: quantised weights cannot learn")
+        if self.quantised_base != "none" and self.shard:
+            raise ValueError("shard divides float weights: leave quantised_base none with it")
         return self
 
 

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rewardloop_trainer.learning.checkpoint import Checkpoint, CorruptCheckpoint, latest
+from rewardloop_trainer.data.computing.shards import is_part
+from rewardloop_trainer.learning.checkpoint import Checkpoint, CorruptCheckpoint, Keep, all_of, latest
 
 Part = TypeVar("Part")
 # Gradients that are sent at once, and how many times that on their way; a copy of all would be as large as the model.
@@ -32,7 +33,7 @@ def joined() -> Iterator[None]:
 
     They communicate over gloo, and for GPU tensors over NCCL. Each process uses the GPU of its local rank.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if started_processes() == 1:
         yield
         return
     if torch.cuda.is_available():
@@ -43,6 +44,11 @@ def joined() -> Iterator[None]:
         dist.barrier()  # no process may go while another still needs it
     finally:
         dist.destroy_process_group()
+
+
+def started_processes() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def leave(status: int) -> NoReturn:
@@ -110,6 +116,8 @@ class World:
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each parameter's gradient by the sum over the processes; None if no process has one.
 
+        Those of a divided model are sums already (`shards.divide`).
+
         Small gradients are copied into buckets, and a large one is summed in place, piece by piece. While a bucket is
         on its way, the next one is filled, so that the copies take at most `BUCKETS_SENT` buckets. torch's
         DistributedDataParallel is not used: it sums during each backward pass, and expects every process to make as
@@ -118,7 +126,7 @@ class World:
         """
         if self.size == 1:
             return
-        learning = list(parameters)
+        learning = [parameter for parameter in parameters if not is_part(parameter)]
         has_gradient = torch.tensor([float(p.grad is not None) for p in learning])
         dist.all_reduce(has_gradient)
         on_their_way: deque[_Sent] = deque()
@@ -136,14 +144,18 @@ class World:
         if len(found := set(self.gather([fingerprint]))) > 1:
             raise ValueError(f"{self.size} processes have {len(found)} different sets of weights, data and settings")
 
-    def newest_checkpoint(self, directory: Path) -> Checkpoint | None:
+    def newest_checkpoint(self, directory: Path, keep: Keep = all_of) -> Checkpoint | None:
         """The newest checkpoint of the first process, sent to all; those of the other processes do not count.
+
+        Args:
+            directory: Where checkpoints are kept.
+            keep: Maps each tensor, given its name, to what this process keeps of it.
 
         Raises:
             CorruptCheckpoint: If the checkpoint cannot be read.
         """
         if self.size == 1:
-            return latest(directory)
+            return latest(directory, keep)
         found, about = None, list[Any]([None])
         if self.is_first:
             try:
@@ -161,8 +173,9 @@ class World:
         step, shapes, numbers, texts = about[0]
         tensors = {}
         for name, (shape, dtype) in shapes.items():
-            tensors[name] = found.tensors[name] if found is not None else torch.empty(shape, dtype=dtype)
-            dist.broadcast(tensors[name], 0)
+            tensor = found.tensors[name] if found is not None else torch.empty(shape, dtype=dtype)
+            dist.broadcast(tensor, 0)
+            tensors[name] = keep(name, tensor)
         return Checkpoint(step, tensors, numbers, texts)
 
     def wait(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.data.completions import Completion, encode_completions, token_logprobs
+from rewardloop_trainer.data.computing.shards import in_step
 from rewardloop_trainer.data.preferences import Pair, Prompt
 from rewardloop_trainer.data.token_batches import by_length, plan_batches
 from rewardloop_trainer.learning.offline_run import OfflineRun, PolicyOutcome, Progress, sample_to_compare
@@ -233,7 +234,8 @@ class PairRun:
 
         def losses() -> Iterator[Tensor]:
             # The two sequences of a pair stay in one forward pass.
-            for group in by_length([2 * self.pairs[i].longest for i in mine], self.settings.micro_batch_tokens):
+            groups = by_length([2 * self.pairs[i].longest for i in mine], self.settings.micro_batch_tokens)
+            for group in in_step(self.run.model, groups):
                 places = [mine[g] for g in group]
                 pairs = [self.pairs[i] for i in places]
                 logprobs, _ = token_logprobs(self.run.model, [row for pair in pairs for row in pair.rows], self.run.pad)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.data.completions import Completion, encode_completions, token_logprobs
+from rewardloop_trainer.data.computing.shards import in_step
 from rewardloop_trainer.data.preferences import Labelled, Prompt
 from rewardloop_trainer.data.token_batches import by_length
 from rewardloop_trainer.learning.offline_run import OfflineRun, PolicyOutcome, Progress, sample_to_compare
@@ -240,7 +241,7 @@ class KtoRun:
 
         def losses() -> Iterator[Tensor]:
             lengths = [len(train.thumbs[i].said.ids) for i in mine]
-            for group in by_length(lengths, self.settings.micro_batch_tokens):
+            for group in in_step(self.run.model, by_length(lengths, self.settings.micro_batch_tokens)):
                 places = [mine[g] for g in group]
                 logprobs, _ = token_logprobs(self.run.model, [train.thumbs[i].said for i in places], self.run.pad)
                 sums = logprobs.sum(-1)

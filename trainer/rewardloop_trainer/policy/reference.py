@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewardloop_trainer.data.computing.autocast import autocast_of, compute_in
+from rewardloop_trainer.data.computing.shards import is_divided
+from rewardloop_trainer.learning.model_load import divide_causal_lm
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,13 @@ class Reference:
     load: Callable[[], Any]
 
     def beside(self, policy: Any) -> Any:
-        """Load it to compute under autocast if a policy that learns does, so that rounding does not tell them apart."""
+        """Load it to compute as a policy that learns does, so that rounding does not tell them apart.
+
+        It computes under autocast, and is divided among the processes, if the policy is.
+        """
         model = self.load()
         for module in (model, model.base_model):
             compute_in(module, autocast_of(policy))
+        if is_divided(policy):
+            divide_causal_lm(model, policy.device)
         return model

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rewardloop.formats.text import Encoder
+from rewardloop_trainer.data.computing.shards import in_step, make_whole
 from rewardloop_trainer.data.dialogues import Dialogue, Example, encode_dialogues, keeps_apart, pack, token_losses
 from rewardloop_trainer.data.token_batches import by_length, plan_batches, rate_scale
 from rewardloop_trainer.learning import checkpoint
@@ -153,6 +154,7 @@ class SftRun:
             on_progress(SftProgress(self.step, len(self.plan), self.losses[-1]))
         last = self.losses[-max(1, len(self.plan) // 10) :]
         after = self._perplexity()
+        make_whole(self.model)
         return SftOutcome(
             len(self.plan), sum(last) / len(last), len(self.examples), dropped, len(self.heldout), before, after
         )
@@ -165,7 +167,7 @@ class SftRun:
         self.optimizer.zero_grad(set_to_none=True)
         total = sum(example.tokens for example in batch)
         loss = 0.0
-        for rows in self._forwards(self.world.mine(batch)):
+        for rows in in_step(self.model, self._forwards(self.world.mine(batch))):
             part = token_losses(self.model, rows, self.pad).sum() / total
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.item()
@@ -187,7 +189,7 @@ class SftRun:
         total = sum(example.tokens for example in self.heldout)
         if not total:
             return math.nan
-        forwards = self._forwards(self.world.mine(self.heldout))
+        forwards = in_step(self.model, self._forwards(self.world.mine(self.heldout)))
         loss = self._summed(sum(token_losses(self.model, rows, self.pad).sum().item() for rows in forwards))
         return math.exp(min(loss / total, 700.0))  # an untrained model must not overflow exp
 
@@ -196,9 +198,11 @@ class SftRun:
         return self.world.sum(torch.tensor(value, dtype=torch.float64)).item()
 
     def _checkpoint(self) -> None:
-        if self.checkpoint_dir is None or not self.world.is_first:
+        if self.checkpoint_dir is None:
             return
         tensors = checkpoint.training_tensors(self.model, self.optimizer)
+        if not self.world.is_first:
+            return
         losses = {f"{i:08d}": loss for i, loss in enumerate(self.losses)}
         found = checkpoint.Checkpoint(self.step, tensors, losses, {"fingerprint": self.fingerprint})
         checkpoint.save(self.checkpoint_dir, found)

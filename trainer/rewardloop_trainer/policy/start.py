@@ -20,7 +20,15 @@ from rewardloop_trainer.data.base_text import load_tokenizer, longest_input
 from rewardloop_trainer.learning.layers import freeze_layers
 from rewardloop_trainer.learning.lora_layers import adapter_weights, add_adapters, has_adapters, merge_adapters
 from rewardloop_trainer.learning.memory_estimate import Trainer, check_memory
-from rewardloop_trainer.learning.model_load import check_machine, device_of, prepare, release, type_of
+from rewardloop_trainer.learning.model_load import (
+    UnusableDevice,
+    check_machine,
+    device_of,
+    divide_causal_lm,
+    prepare,
+    release,
+    type_of,
+)
 from rewardloop_trainer.learning.settings import LearnerSettings
 from rewardloop_trainer.policy.base_policy import PolicyBase
 
@@ -100,6 +108,11 @@ def load_to_learn(source: str, settings: LearnerSettings, trainer: Trainer, *, t
         UnusableDevice: If this machine cannot train them so, or has too little memory.
     """
     check_machine(settings)
+    if settings.shard and trainer == "online":
+        raise UnusableDevice(
+            "shard is for supervised training, and for learning from people's signals: an online algorithm samples "
+            "with the whole policy in each process, so leave it off, or take dpo or kto"
+        )
     base = PolicyBase.of(source)
     check_memory(base.config, settings, trainer, tokens=tokens, longest=longest)
     model = base.load(type_of(settings))
@@ -107,6 +120,8 @@ def load_to_learn(source: str, settings: LearnerSettings, trainer: Trainer, *, t
     if settings.method == "lora":
         add_adapters(model, settings.lora)
         freeze_layers(model.base_model, settings.frozen_layers)
+    if settings.shard:
+        divide_causal_lm(model, device_of(settings))
     return model
 
 
@@ -116,6 +131,8 @@ def finished(model: Any, source: str, settings: LearnerSettings) -> Any:
     Adapters that learned on rounded weights are merged into the weights as they are stored.
     """
     release(model, model.base_model)
+    if settings.shard:  # it was put together in the CPU's memory
+        model.to(device_of(settings))
     if not has_adapters(model):
         return model.float()
     if settings.weights == "float32" and settings.quantised_base == "none":

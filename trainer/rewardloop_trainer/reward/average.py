@@ -135,7 +135,7 @@ def _set(model: RewardModel, weights: Mapping[str, Tensor]) -> None:
 
 
 def _fingerprint(settings: RewardTraining, share: Sequence[Record]) -> dict[str, str]:
-    digest = hashlib.sha256(settings.model_dump_json().encode())
+    digest = hashlib.sha256(settings.model_dump_json(exclude={"shard"}).encode())
     for record in share:
         digest.update(repr(record).encode())
     return {"fingerprint": digest.hexdigest()}

@@ -55,12 +55,10 @@ class HeldOut:
 
 def head_margins(model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], token_budget: int = 4096) -> Floats:
     """The chosen response's logit minus the rejected one's, (pairs, k). Sequences that are too long are shortened."""
-    if not pairs:
-        return np.zeros((0, model.heads.out_features))
-    sequences = _sequences(encoder, pairs)
+    sequences = _sequences(encoder, pairs) if pairs else []
     was_training = model.training
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: a divided model's weights are gathered here and learned from later
         logits = logits_of(model, sequences, encoder.format.pad, token_budget).double().numpy()
     model.train(was_training)
     margins: Floats = logits[0::2] - logits[1::2]

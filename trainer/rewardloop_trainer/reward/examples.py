@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoded, Encoder, RefusedConversation
+from rewardloop_trainer.data.computing.shards import in_step
 from rewardloop_trainer.data.preferences import Labelled, Pair, RankedList, Record, TiedPair
 from rewardloop_trainer.data.token_batches import by_length
 from rewardloop_trainer.reward.model import RewardModel
@@ -179,9 +180,10 @@ def logits_of(model: RewardModel, sequences: Sequence[Encoded], pad: int, token_
     """
     firsts, places = distinct_of(sequences)
     groups = by_length([len(s.ids) for s in firsts], token_budget)
-    logits = torch.cat([forward(model, [firsts[i] for i in group], pad) for group in groups])
-    order = torch.argsort(torch.tensor([i for group in groups for i in group]))
-    return logits[order[torch.tensor(places)]]
+    found = [forward(model, [firsts[i] for i in group], pad) for group in in_step(model, groups)]
+    logits = torch.cat(found) if found else torch.zeros(0, model.heads.out_features)
+    order = torch.argsort(torch.tensor([i for group in groups for i in group], dtype=torch.long))
+    return logits[order[torch.tensor(places, dtype=torch.long)]]
 
 
 def distinct_of(sequences: Sequence[Encoded]) -> tuple[list[Encoded], list[int]]:

@@ -230,4 +230,6 @@ class RewardHyperparameters(RewardTraining, HeadChoice):
             raise ValueError("fresh_growth must be above 1, or 0: otherwise every round would start from the base")
         if self.averaged_runs > 1 and self.method == "lora":
             raise ValueError("averaged_runs above 1 needs method full: adapters of several runs have no average")
+        if self.averaged_runs > 1 and self.shard:
+            raise ValueError("averaged_runs above 1 needs whole weights in each process: leave shard off with it")
         return self

@@ -7,13 +7,21 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoder
+from rewardloop_trainer.data.computing.shards import (
+    as_held,
+    divide,
+    has_weights,
+    is_divided,
+    make_whole,
+    whole_in_first,
+)
 from rewardloop_trainer.data.preferences import Record, pairs_of, weighing
 from rewardloop_trainer.data.token_batches import rate_scale
 from rewardloop_trainer.data.weights.influence import cap_influence
@@ -22,8 +30,9 @@ from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.bounded_step import backward_in_parts
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
+from rewardloop_trainer.learning.layers import layer_stack
 from rewardloop_trainer.learning.memory_estimate import check_memory
-from rewardloop_trainer.learning.model_load import prepare, release, set_type
+from rewardloop_trainer.learning.model_load import device_of, prepare, release, set_type
 from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.reward.evaluate import HeldOut, head_margins, measure
@@ -114,6 +123,8 @@ def train_reward(
 ) -> TrainOutcome:
     """Train ``model`` in place; it ends with the weights that had the least validation loss, in float32 on the CPU.
 
+    If the settings divide it among processes, it does so in the first process alone.
+
     It learns on the device and in the type that the settings name. If torch.distributed is initialised, every process
     makes this call and learns from its share of each step; the first process's checkpoint counts.
 
@@ -153,12 +164,21 @@ def train_reward(
     add_parts(model, settings)
     prepare(model, model.trunk, settings)
     try:
+        if settings.shard:
+            layers = layer_stack(model.trunk)
+            divide(model, model.trunk, layers, partial(_logits, model), device_of(settings))
         run = RewardRun(model, encoder, encoded, validation, settings, checkpoint_dir, on_progress, should_stop)
         return run.to_the_end()
     finally:
         release(model, model.trunk)
-        model.cpu()
-        set_type(model, torch.float32)
+        if has_weights(model):
+            model.cpu()
+            set_type(model, torch.float32)
+
+
+def _logits(model: RewardModel, ids: Tensor) -> Tensor:
+    found: Tensor = model(ids, torch.ones_like(ids))
+    return found
 
 
 def add_parts(model: RewardModel, settings: RewardTraining) -> None:
@@ -231,6 +251,7 @@ class RewardRun:
             last = None
         self.model.eval()
         measured = last or self._measure()
+        make_whole(self.model)
         if self.checkpoint_dir is not None and self.world.is_first:
             checkpoint.clear(self.checkpoint_dir)
         self.world.wait()
@@ -279,7 +300,8 @@ class RewardRun:
         if self.world.size > 1 and self.model.training:  # each process draws a dropout of its own
             torch.manual_seed((self.settings.seed * _SEED_PRIME + self.at.step) * self.world.size + self.world.rank)
         lengths = [len(s.ids) for s in firsts]
-        loss, logits = backward_in_parts(lengths, run, loss_of, self.settings.micro_batch_tokens, self.world)
+        budget, in_step = self.settings.micro_batch_tokens, is_divided(self.model)
+        loss, logits = backward_in_parts(lengths, run, loss_of, budget, self.world, in_step=in_step)
         return loss, logits[places]
 
     def _evaluation_is_due(self) -> bool:
@@ -318,10 +340,12 @@ class RewardRun:
         }
 
     def _checkpoint(self) -> None:
-        if self.checkpoint_dir is None or not self.world.is_first:
+        if self.checkpoint_dir is None:
             return
         tensors = checkpoint.training_tensors(self.model, self.optimizer)
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors |= {f"best.{name}": whole_in_first(tensor) for name, tensor in self.best.items()}
+        if not self.world.is_first:
+            return
         tensors["level"] = self.level
         numbers = {name: float(getattr(self.at, name)) for name in _Position.__slots__}
         state = checkpoint.Checkpoint(self.at.step, tensors, numbers, {"fingerprint": self._fingerprint})
@@ -343,7 +367,8 @@ class RewardRun:
             return
         # A checkpoint without a level was written by a run that was centred on 0, and goes on so.
         self.level = found.tensors.get("level", self.level)
-        self.best = {n.removeprefix("best."): t for n, t in found.tensors.items() if n.startswith("best.")}
+        best = {n.removeprefix("best."): t for n, t in found.tensors.items() if n.startswith("best.")}
+        self.best = {name: as_held(tensor, self.trainable[name]).to("cpu") for name, tensor in best.items()}
         kinds = {name: type(getattr(self.at, name)) for name in _Position.__slots__}
         self.at = _Position(**{name: kinds[name](found.numbers[name]) for name in kinds})
 
@@ -375,7 +400,7 @@ class RewardRun:
     @cached_property
     def _fingerprint(self) -> str:
         """Identify the run by its settings, its data in their order, and the shapes that are trained."""
-        digest = hashlib.sha256(self.settings.model_dump_json().encode())
+        digest = hashlib.sha256(self.settings.model_dump_json(exclude={"shard"}).encode())
         for example in self.examples:
             digest.update(example.key.encode())
             for sequence in example.sequences:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from rewardloop_trainer.data.computing.head import head_of, keep_logits, logprobs_of
+from rewardloop_trainer.data.computing.shards import within
 
 
 def logprobs_at(
@@ -36,6 +37,17 @@ def logprobs_at(
         (wanted,), in nats, float32, row by row; and the last hidden states (rows, columns, width), of which those in
         column t predict the token in column t + 1, or None.
     """
+    return within(model, lambda: _logprobs_at(model, ids, is_wanted, temperature, with_states, layout))
+
+
+def _logprobs_at(
+    model: Any,
+    ids: Tensor,
+    is_wanted: Tensor,
+    temperature: float,
+    with_states: bool,
+    layout: Mapping[str, Tensor] | None,
+) -> tuple[Tensor, Tensor | None]:
     given = {"input_ids": ids, "use_cache": False, **(layout or {})}
     rows, places = is_wanted[:, 1:].nonzero(as_tuple=True)  # the token in column t + 1 is predicted in column t
     targets = ids[rows, places + 1]
