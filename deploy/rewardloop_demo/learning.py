@@ -48,7 +48,7 @@ def train_args(algorithm: Algorithm, signals_per_round: int, seed: int) -> tuple
         *("--seed", str(seed), "--flush-age-s", "0.5", "--torch-threads", "1"),
         *("--reward.learning-rate", "3e-4", "--reward.head-learning-rate", "1e-3"),
         # More signals than this would cost more time than the demo has, for less than a point.
-        *("--reward.fresh-newest", "6000"),
+        *("--reward.fresh-newest", "1500", "--reward.fresh-older", "4500"),
         # Every signal of so short a life is learned from, and half of all passes over a signal are in later rounds.
         *("--newest", "20000", "--replayed", "20000", "--passes", "2"),
         # A fifth of the questions is for the gates. Another part teaches nothing but the judge of policies.

@@ -10,6 +10,7 @@ import pytest
 from support.policy_versions import FEW_CHARACTERS
 from support.tiny_encoder import save_tiny_encoder
 
+from rewardloop.formats.manifest import Manifest
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Turn
 from rewardloop_trainer.commands.export import main as export
@@ -43,9 +44,21 @@ def store(tmp_path: Path, exported: Path) -> ModelStore:
     return ModelStore(tmp_path / "models")
 
 
-def judge(store: ModelStore, live: str | None, **policy: object) -> Scorer | None:
+def judge(store: ModelStore, live: str | None, *, taught_by: str = "", **policy: object) -> Scorer | None:
+    """The judge of a candidate whose live policy learned from these reward versions."""
+
+    def write(directory: Path) -> None:
+        (directory / "weights").write_text("")
+
+    live_policy = store.publish(Manifest("policy", notes={"taught_by": taught_by} if taught_by else {}), write)
     settings = TrainSettings(store=store.url, policy=policy)  # type: ignore[arg-type]
-    return earlier_judge(settings, store, live)
+    return earlier_judge(settings, store, live, live_policy.version)
+
+
+def scores_by(scorer: Scorer | None) -> list[float | None]:
+    assert scorer is not None
+    (scores,) = scorer([PROMPT], [["a", "bbbb", ""]])
+    return [None if score is None else round(score, 6) for score in scores]
 
 
 def test_the_parent_of_the_live_version_scores(store: ModelStore) -> None:
@@ -55,6 +68,19 @@ def test_the_parent_of_the_live_version_scores(store: ModelStore) -> None:
     assert scores[0] is not None
     assert scores[0] != scores[1]
     assert scores[2] is None
+
+
+def test_a_version_that_taught_the_live_policy_is_passed_over(store: ModelStore) -> None:
+    def write(directory: Path) -> None:
+        third = store.fetch("reward", "3")
+        shutil.copytree(third, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+
+    store.publish(replace(store.manifest("reward", "3"), parent="3"), write)
+    by_first, by_third = (scores_by(judge(store, live)) for live in ("3", "4"))
+    assert by_first != by_third
+    assert scores_by(judge(store, "4", taught_by="3")) == by_first
+    assert judge(store, "4", taught_by="1, 3") is None
+    assert judge(store, "3", taught_by="1") is None
 
 
 @pytest.mark.parametrize(

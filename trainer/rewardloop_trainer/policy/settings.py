@@ -36,7 +36,8 @@ class PolicyGateLimits(BaseModel):
     earlier_version: bool = Field(
         True,
         description="whether the reward version before the live one, if there is one, may refuse: a policy is not "
-        "published if that version is shown to like it less than the live policy",
+        "published if that version is shown to like it less than the live policy; a version that taught the live "
+        "policy is passed over for the one before it",
     )
     least_win_rate: float = Field(0.5, ge=0, lt=1, description="the win rate must be above it")
     least_win_rate_lower: float = Field(0.5, ge=0, lt=1, description="the win rate's lower bound must be above it")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import last_means, read_steps
 from rewardloop_trainer.policy.learn import Trained
+from rewardloop_trainer.rounds.judges.earlier_judge import TAUGHT_BY
 
 _FIGURES, _METHOD, _TAKEN_BACK = "figures.json", "method", "taken_back"
 
@@ -26,17 +27,19 @@ class PolicyCandidate:
     directory: Path
     reports: Path
 
-    def write(self, method: str, trained: Trained) -> None:
-        """Write the method by which the policy learned, its figures and, if its run ended early, why.
+    def write(self, method: str, trained: Trained, teachers: Collection[str]) -> None:
+        """Write the method by which the policy learned, from what, its figures and, if its run ended early, why.
 
         Args:
             method: The algorithm as the manifest names it.
             trained: The run's result. A figure of it takes precedence over a mean of the last steps of the same name.
+            teachers: The reward versions whose scores it learned from.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         figures = {**last_means(read_steps(self.reports)), **trained.figures}
         (self.directory / _FIGURES).write_text(json.dumps(figures))
         (self.directory / _METHOD).write_text(method)
+        (self.directory / TAUGHT_BY).write_text(", ".join(sorted(teachers)))
         if trained.taken_back:
             (self.directory / _TAKEN_BACK).write_text(trained.taken_back)
             RunReport(self.reports).note(trained.taken_back)
@@ -53,7 +56,7 @@ class PolicyCandidate:
             otherwise: The method of a round that an older trainer began, which wrote none.
         """
         notes = {"method": self._read(_METHOD) or otherwise}
-        return {**notes, "taken_back": taken_back} if (taken_back := self._read(_TAKEN_BACK)) else notes
+        return notes | {name: said for name in (_TAKEN_BACK, TAUGHT_BY) if (said := self._read(name))}
 
     def _read(self, name: str) -> str:
         path = self.directory / name

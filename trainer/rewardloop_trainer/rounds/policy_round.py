@@ -134,9 +134,11 @@ class PolicyRound(ModelRound):
 
     def _score(self, asked: Sequence[Prompt], said: Sequence[Sequence[str]]) -> Sequence[Sequence[Reward | None]]:
         with waiting_for_rewards():
-            return score_groups(
+            scored = score_groups(
                 self._server, asked, said, model=self._settings.policy.reward_model, on_batch=self._stop_if_asked
             )
+        self._teachers.update(each.version for group in scored for each in group if each is not None)
+        return scored
 
     def _on_step(self, report: RunReport, done: StepDone) -> None:
         report(done)
@@ -149,7 +151,7 @@ class PolicyRound(ModelRound):
         """Write the trained version beside its algorithm, its figures and why it ended early."""
         policy = self._start.finished(trained.policy, self._policy_settings)
         loss = self._settings.policy.loss
-        self._candidate.write(f"dpo-{loss}" if algorithm == "dpo" else algorithm, trained)
+        self._candidate.write(f"dpo-{loss}" if algorithm == "dpo" else algorithm, trained, self._teachers)
         if trained.taken_back:
             self._metrics.steps_taken_back.inc()
 
@@ -173,7 +175,7 @@ class PolicyRound(ModelRound):
                 self._policy_settings,
                 judge,
                 self._stop_if_asked,
-                earlier_judge(self._settings, self._store, live_version(self._redis, self._store, REWARD)),
+                self._earlier_judge(),
             )
         self._reach("trained", found.figures)
         self._metrics.show_policy_gate(found.figures)
@@ -189,6 +191,10 @@ class PolicyRound(ModelRound):
             raise Refused(*refusals)
         self._refuse_when(self._watch.halt())
         self._reach("gated")
+
+    def _earlier_judge(self) -> Scorer | None:
+        live = live_version(self._redis, self._store, REWARD)
+        return earlier_judge(self._settings, self._store, live, str(self._current.state.parent))
 
     def _check(self, judge: Scorer | None) -> list[Reason]:
         """Make the checks of the settings and write their report. Returns the reasons of those that refuse."""
@@ -341,6 +347,11 @@ class PolicyRound(ModelRound):
     @property
     def _candidate(self) -> PolicyCandidate:
         return PolicyCandidate(self._directory, self._reports)
+
+    @cached_property
+    def _teachers(self) -> set[str]:
+        """The reward versions that scored answers from which this process has trained."""
+        return set()
 
     @property
     def _watch(self) -> HackingWatch:
