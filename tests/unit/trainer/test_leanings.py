@@ -44,11 +44,12 @@ LEVELS = (0.05, 0.05 / 10, 0.05 / 60)
 
 @pytest.mark.parametrize("number", [8, 10, 12, 20, 40])
 def test_people_without_a_leaning_to_the_first_are_taken_to_lean_as_seldom_as_an_audit_says(number: int) -> None:
-    """Computed over all outcomes: eight people who all choose alike are one outcome in 128, and no proof of ten."""
+    """Computed over all outcomes: eight people who all choose alike are one outcome in 128, and no proof among ten."""
     found = [lean_to_first(people(k, number)) for k in range(number + 1)]
     for alpha in LEVELS:
         assert chances(number, 0.5) @ beyond(found, alpha) <= alpha
     assert chances(number, 0.95) @ beyond(found, LEVELS[0]) > (0.6 if number == 8 else 0.85)
+    assert found[number].is_beyond(LEVELS[2]) == (number >= 12)
 
 
 @pytest.mark.parametrize(("number", "others"), [(8, 8), (8, 20), (12, 30)])

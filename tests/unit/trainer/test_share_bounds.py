@@ -80,6 +80,7 @@ def test_a_share_without_a_failure_has_an_interval_that_narrows_with_evidence() 
     assert lower[0] < 0.5 < lower[1]
     assert 0.9 < lower[2] < 0.95
     assert as_share(of_count(0, 10)).upper(0.025) == pytest.approx(1 - lower[1])
+    assert lower == pytest.approx([0.4782, 0.6915, 0.9289, 0.9926], abs=1e-4)  # Clopper and Pearson's
 
 
 def test_values_that_are_all_alike_but_for_rounding_say_no_more_than_their_prompts() -> None:
@@ -243,7 +244,7 @@ def test_a_difference_that_is_the_same_in_all_prompts_leaves_open_what_was_not_s
     for value in (-1.0, 0.0, 1.0):
         for number in (3, 20, 500):
             found = as_difference(clustered_mean(np.full(number, value), np.ones(number), np.arange(number)))
-            unseen = 1 - as_share(of_count(number, number)).lower(0.025)
+            unseen = 1 - 0.025 ** (1 / number)
             assert found.lower(0.025) == pytest.approx(value - unseen * (value + 1))
             assert found.upper(0.025) == pytest.approx(value + unseen * (1 - value))
     differing = clustered_mean(np.array([0.0, 1.0] * 20), np.ones(40), np.arange(40))

@@ -59,7 +59,9 @@ class ClusteredShare(ClusteredMean):
 
         (p + t^2 / 2n -+ t sqrt(p (1 - p) / n + t^2 / 4n^2)) / (1 + t^2 / n),  n = p (1 - p) / error^2.
 
-    If no value differs from the others, each cluster is one case, so that a share of 1 has a lower bound below 1.
+    If no value differs from the others, each cluster is one case. If all values are 1, the lower bound is the exact one
+    of Clopper and Pearson (1934), alpha^(1 / clusters): the share of which so many clusters show nothing else with
+    probability alpha. If all are 0, the upper bound is 1 less that.
     """
 
     def lower(self, alpha: float) -> float:
@@ -67,18 +69,21 @@ class ClusteredShare(ClusteredMean):
         return (
             math.nan
             if math.isnan(self.mean)
-            else max(0.0, min(self.mean - self._reach(alpha), self._wilson(alpha, -1)))
+            else max(0.0, min(self.mean - self._reach(alpha), self._within(alpha, -1)))
         )
 
     def upper(self, alpha: float) -> float:
         """The bound that the true share is above with probability at most about ``alpha``; NaN without values."""
         return (
-            math.nan if math.isnan(self.mean) else min(1.0, max(self.mean + self._reach(alpha), self._wilson(alpha, 1)))
+            math.nan if math.isnan(self.mean) else min(1.0, max(self.mean + self._reach(alpha), self._within(alpha, 1)))
         )
 
-    def _wilson(self, alpha: float, side: int) -> float:
+    def _within(self, alpha: float, side: int) -> float:
+        """Return Wilson's bound below the mean (side -1) or above it (1), or the exact one."""
         p, t = self.mean, self._quantile(alpha)
         variance = p * (1 - p)
+        if self.error <= _ROUNDING and variance <= _ROUNDING:
+            return p + side * unseen_share(alpha, self.clusters)
         cases = variance / self.error**2 if self.error > _ROUNDING and variance > 0 else self.clusters
         # Multiplied by n, so that no case at all gives the bounds 0 and 1.
         return (p * cases + t**2 / 2 + side * t * math.sqrt(max(variance, 0.0) * cases + t**2 / 4)) / (cases + t**2)
@@ -88,8 +93,8 @@ class ClusteredShare(ClusteredMean):
 class ClusteredDifference(ClusteredMean):
     """The mean of differences between values in [0, 1], such as of two accuracies. Its bounds stay within -1 and 1.
 
-    If no value differs from the others, other clusters may still: as many as Wilson's bound of a share allows of which
-    none was seen, t^2 / (clusters + t^2).
+    If no value differs from the others, other clusters may still: as large a share of them as may not have been seen
+    (`unseen_share`).
     """
 
     def lower(self, alpha: float) -> float:
@@ -104,8 +109,7 @@ class ClusteredDifference(ClusteredMean):
 
     def _unseen(self, alpha: float) -> float:
         """The share of clusters that may differ from all that were seen; 0 if these differ from each other."""
-        squared = self._quantile(alpha) ** 2
-        return squared / (self.clusters + squared) if self.error <= _ROUNDING else 0.0
+        return unseen_share(alpha, self.clusters) if self.error <= _ROUNDING else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +243,11 @@ def clustered_auc(scores: Floats, is_good: npt.NDArray[np.bool_], weights: Float
     residuals = _sums(parts, clusters)
     error = math.sqrt(rarer / (rarer - 1) * float(residuals @ residuals)) if rarer > 1 + _ROUNDING else math.inf
     return ClusteredAuc(auc, error, effective_clusters(weights, clusters), *each)
+
+
+def unseen_share(alpha: float, clusters: float) -> float:
+    """Return the largest share of which so many clusters show none with probability ``alpha``; 1 without clusters."""
+    return 1 - alpha ** (1 / clusters) if clusters > 0 else 1.0
 
 
 def t_quantile(probability: float, freedom: float) -> float:
