@@ -11,6 +11,7 @@ from typing import Any, Self, TypeAlias
 import grpc
 import grpc.aio
 
+from rewardloop.process.secret_files import read_secret
 from rewardloop.process.socket_owner import is_loopback
 
 Token: TypeAlias = str | Path | Callable[[], str]
@@ -130,11 +131,11 @@ class _TokenFile:
             status = os.stat(self._path)
             seen = (status.st_mtime_ns, status.st_size, status.st_ino)
             if seen != self._seen:
-                self._token = self._path.read_text("ascii").strip() or self._token
+                self._token = read_secret(self._path) or self._token
                 self._seen = seen
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             if not self._token:
-                raise InvalidAccess(f"no token in {self._path}: {type(error).__name__}") from None
+                raise InvalidAccess(f"no token in {self._path}: {error.strerror or error}") from None
         if not self._token:
             raise InvalidAccess(f"no token in {self._path}")
         return self._token

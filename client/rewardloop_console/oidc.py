@@ -24,6 +24,7 @@ from joserfc.errors import JoseError
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from rewardloop.process.secret_files import read_secret
 from rewardloop_client import RewardloopError
 from rewardloop_console.cookies import Cookie
 from rewardloop_console.door import Door, again_at, page_to_go_to, refused
@@ -151,11 +152,11 @@ class OpenId:
         if path is None:
             return refused(request, Refusal(403, "You are in none of the groups that may use this console."))
         try:
-            token = path.read_text("utf-8").strip()
+            token = read_secret(path)
             self._door.token.set(token)
             identity = await self._door.client.get_identity()
-        except OSError:
-            log.error("cannot read the token of a group", path=str(path))
+        except OSError as error:
+            log.error("cannot read the token of a group", path=str(path), why=error.strerror or str(error))
             return refused(request, Refusal(500, "The console has no token for your group. Its log has more."))
         except RewardloopError as error:
             return refused(request, refusal_of(error))

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 import uvicorn
 
+from rewardloop.process.secret_files import secret_text
 from rewardloop.process.socket_owner import OwnCallers, is_loopback, shows_owners
 from rewardloop_client import TLS, AsyncRewardloopClient, InvalidAccess, InvalidAddress
 from rewardloop_console.console import console
@@ -142,13 +143,13 @@ def _oidc(settings: GatewaySettings) -> OidcOptions:
         return OidcOptions(
             issuer=settings.oidc_issuer,
             client_id=settings.oidc_client_id,
-            client_secret="" if secret is None else secret.read_text("utf-8").strip(),
+            client_secret="" if secret is None else secret_text(secret).strip(),
             url=settings.console_url.rstrip("/"),
             claim=settings.oidc_claim,
             tokens={group: Path(path) for group, _, path in (each.partition("=") for each in settings.oidc_tokens)},
         )
     except OSError as error:
-        raise SystemExit(f"{PROG}: cannot read {secret}: {error.strerror}") from error
+        raise SystemExit(f"{PROG}: cannot read {secret}: {error.strerror or error}") from error
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.process.secret_files import read_secret
 from rewardloop_policy.policy_model import PolicyModel, choose_device, load_policy_model
 from rewardloop_policy.policy_text import Answer, PolicyText
 from rewardloop_policy.sample_batcher import SampleBatcher
@@ -91,15 +92,14 @@ def vllm_backend(settings: PolicyWorkerSettings, store: ModelStore, metrics: Ser
     if find_spec("httpx2") is None:
         raise SystemExit(f"{prog}: --vllm-url needs an HTTP client: pip install 'rewardloop[vllm]'")
     # Imported here, because the HTTP client may not be installed.
-    from rewardloop.process.http_servers import read_api_key
     from rewardloop_policy.vllm_answers import VllmAnswers
     from rewardloop_policy.vllm_versions import VllmSettings, VllmVersions
     from rewardloop_sampling.vllm_client import VllmClient, VllmEndpoint
 
     assert settings.vllm_directory is not None  # the settings say so
     try:
-        key = read_api_key(settings.vllm_api_key_file)
-    except (OSError, ValueError) as error:
+        key = read_secret(settings.vllm_api_key_file)
+    except OSError as error:
         raise SystemExit(f"{prog}: --vllm-api-key-file: {error}") from error
     rows = settings.max_batch_rows
     endpoint = VllmEndpoint(settings.vllm_url, api_key=key, parallel=rows + 4, timeout_s=settings.vllm_timeout_s)

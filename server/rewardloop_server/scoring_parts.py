@@ -15,7 +15,7 @@ from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.storing.pooling_file import POOLING
 from rewardloop.formats.vocabulary import LANES
-from rewardloop.process.http_servers import read_api_key
+from rewardloop.process.secret_files import read_secret
 from rewardloop_server.channel.front import Front
 from rewardloop_server.channel.link import EngineLink
 from rewardloop_server.channel.remote_batcher import RemoteBatcher
@@ -144,8 +144,8 @@ def device_of(settings: ServeSettings) -> Device:
 def pooling_endpoints(settings: ServeSettings) -> list[PoolingEndpoint]:
     """Return the servers elsewhere. Raises SystemExit if the file of their key cannot be read."""
     try:
-        key = read_api_key(settings.pooling_api_key_file)
-    except (OSError, ValueError) as error:
+        key = read_secret(settings.pooling_api_key_file)
+    except OSError as error:
         raise SystemExit(f"{PROG}: --pooling-api-key-file: {error}") from error
     dialect = DIALECTS[settings.pooling_api]
     return [PoolingEndpoint(url, dialect, api_key=key) for url in settings.pooling_urls]
@@ -166,6 +166,12 @@ class Scoring:
     batcher: Batching
     scorers: Scorers
     close_engine: Callable[[], None]
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether requests for the model "reward" are turned away: the engine is stuck, or its live version is away."""
+        live = self.hosts[REWARD].live
+        return self.batcher.is_stuck or (live is not None and live.is_away)
 
     def close(self) -> None:
         """End the threads and child processes of the parts."""
@@ -193,7 +199,6 @@ def build_scoring(
     batcher = engine.batcher
     hosts = reward_hosts(settings, engine, metrics)
     engine.take_hosts(hosts)
-    metrics.engine_stuck.labels(model=REWARD).set_function(lambda: float(batcher.is_stuck))
     tokenizers = TokenizePool(settings.tokenize_threads, engine.watch)
     metrics.tokenize_waiting_requests.set_function(lambda: tokenizers.waiting)
     is_cached = {"production": settings.cache_production, "trainer": settings.cache_trainer}
@@ -215,7 +220,9 @@ def build_scoring(
     if mixtures is not None:
         for name, mixture in mixtures.mixtures.items():
             mixed[name] = MixtureScorer(name, mixture, mixtures.version, scorers, batcher, metrics)
-    return Scoring(engine.watch, hosts, tokenizers, batcher, Scorers(scorers, mixed), engine.close)
+    scoring = Scoring(engine.watch, hosts, tokenizers, batcher, Scorers(scorers, mixed), engine.close)
+    metrics.engine_stuck.labels(model=REWARD).set_function(lambda: float(scoring.is_stuck))
+    return scoring
 
 
 def mixtures_of(settings: ServeSettings) -> MixtureFile | None:

@@ -363,7 +363,7 @@ async def keep_health(
     """
 
     async def is_warm() -> bool:
-        return scoring.hosts[REWARD].active is not None and not scoring.batcher.is_stuck
+        return scoring.hosts[REWARD].active is not None and not scoring.is_stuck
 
     async def always() -> bool:
         return True

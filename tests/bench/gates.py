@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from support.gate_worlds import DIFFERENCES, GATES, VETOES, live_decision, ratchet, two_tastes_decided
+from support.gate_worlds import DIFFERENCES, FIRST, GATES, RARER, VETOES, live_decision, ratchet, two_tastes_decided
 
 
 def main() -> None:
@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000, help="candidates of each cell")
     runs: int = parser.parse_args().runs
     print_table("candidate differs by", GATES, runs)
+    print_first(2 * runs)
     print_table("by the version before it differs by", VETOES, runs)
     ends = [ratchet(seed) for seed in range(runs // 10)]
     print(f"ratchet of 30: {np.mean([e.promoted for e in ends]):.2f} promoted, ", end="")
@@ -37,6 +38,15 @@ def print_table(heading: str, gates: Mapping[str, Callable[[float, int], float]]
         drawn = runs // 4 if name.startswith("live") else runs
         cells = (f"{100 * pass_rate(points / 100, drawn):.1f}" for points in DIFFERENCES)
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    print()
+
+
+def print_first(runs: int) -> None:
+    """Print how often a first version passes by thumbs, of which few are of one kind."""
+    print(f"| thumbs down | {' | '.join(map(str, RARER))} |")
+    print(f"| --- |{' ---: |' * len(RARER)}")
+    for name, pass_rate in FIRST.items():
+        print(f"| {name} | {' | '.join(f'{100 * pass_rate(rarer, runs):.1f}' for rarer in RARER)} |", flush=True)
     print()
 
 

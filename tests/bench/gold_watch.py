@@ -11,7 +11,7 @@ import numpy as np
 from gold_world import World, answers_of, asked
 
 from rewardloop_trainer.evaluation.hacking_watch import Point, alarm
-from rewardloop_trainer.evaluation.policy_gate import bootstrap_interval
+from rewardloop_trainer.evaluation.policy_gate import share_won
 
 _EVERY_STEPS = 2
 _ASKED = 400
@@ -43,8 +43,7 @@ class Watched:
         by_score = (1 + np.sign(gaps)) / 2
         rng = random.Random(f"watch/{self._world.judge.seed}/{number}")
         by_users = np.array(self._world.judge.verdicts(self._questions, texts, rivals, rng))
-        score_lower, _ = bootstrap_interval(by_score, 0)
-        _, win_rate_upper = bootstrap_interval(by_users, 0)
+        score_lower, win_rate_upper = share_won(by_score).lower(0.025), share_won(by_users).upper(0.025)
         score = statistics.mean(value for _, value in candidate)
         self.points.append(Point(number, "judge", score, score_lower, float(by_users.mean()), win_rate_upper))
         if not self.alarm_step and (reason := alarm(self.points)) is not None:

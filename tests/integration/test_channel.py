@@ -17,7 +17,14 @@ from support.reward_graphs import publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoded
-from rewardloop_server.calls.errors import DeadlinePassed, NoModel, QueueFull, RewardloopError, UnknownVersion
+from rewardloop_server.calls.errors import (
+    DeadlinePassed,
+    EngineStuck,
+    NoModel,
+    QueueFull,
+    RewardloopError,
+    UnknownVersion,
+)
 from rewardloop_server.calls.vocabulary import QUEUE_LANES
 from rewardloop_server.channel.desk import Desk
 from rewardloop_server.channel.holdings import Holdings
@@ -229,6 +236,23 @@ async def test_engine_that_dies_fails_what_is_in_flight_and_its_successor_holds_
         await until(lambda: not front.batcher.is_stuck)
         scored = await front.batcher.score(model, [row(1, 2, 3)], "production", None)
         assert scored.logits.tolist() == [[-18.0, -36.0]]
+
+
+async def test_front_learns_whose_server_is_away_before_it_is_refused_for_that(engine: Engine) -> None:
+    await engine.open()
+    assert engine.desk is not None
+    async with engine.front() as front:
+        away, there = await front.load("1"), await front.load("2")
+        held: Any = engine.desk.holdings.model(away.handle)
+        held._runner.is_away = True
+        with pytest.raises(EngineStuck):
+            await front.batcher.score(away, [row(1)], "production", None)
+        assert (away.is_away, there.is_away) == (True, False)
+        assert not front.batcher.is_stuck
+        await front.batcher.score(there, [row(1)], "production", None)
+        held._runner.is_away = False
+        await until(lambda: not away.is_away)
+        await front.batcher.score(away, [row(1)], "production", None)
 
 
 async def test_unknown_version_is_refused_as_in_one_process(engine: Engine) -> None:

@@ -177,17 +177,17 @@ def test_refused_candidate_uses_up_its_signals(bench: Bench) -> None:
 
 
 def test_a_refused_start_from_the_base_is_known_to_later_rounds_after_a_restart(bench: Bench) -> None:
-    refused: list[int] = []
+    known: list[str] = []
 
     def run(current: CurrentRound) -> Outcome:
-        refused.append(current.fresh_refused)
-        current.reach(replace(current.state, is_fresh=len(refused) == 1))
+        known.append(current.fresh_until)
+        current.reach(replace(current.state, is_fresh=len(known) == 1, phase="exported"))
         return "refused"
 
     for new in (12, 15, 10):
         bench.arrive(new)
         bench.loop(learner(run)).run(ends=lambda: True)
-    assert refused == [0, 12, 12]
+    assert known == ["", "1011-0", "1011-0"]
 
 
 def test_round_that_waits_for_people_holds_nothing_up_and_is_no_failure(bench: Bench) -> None:

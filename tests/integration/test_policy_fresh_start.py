@@ -37,6 +37,7 @@ def later_round(setting: Setting, number: int, new: int) -> None:
             version=None,
             metrics={},
             is_fresh=False,
+            start="",
         )
     )
 
@@ -90,8 +91,8 @@ def test_a_refused_fresh_start_is_noted_and_repeated_while_the_base_is_live(tmp_
 
     file = StateFile(setting.settings.work_dir)  # as the loop ends a round, and a restart finds the state
     file.write(file.read().with_model("policy", file.read().of("policy").finished(1.0, "refused")))
-    assert setting.current.fresh_refused == 60
     last = setting.ledger.last_stream_id
+    assert setting.current.fresh_until == last
     assert last is not None
     setting.current.reach(RoundState(2, "training", "", last, 89, 30, seed=learning_seed(8), parent="1"))
     assert setting.round()._chosen_start.is_fresh  # a warm round would start from the same weights, and know less

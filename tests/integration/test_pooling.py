@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,17 +169,45 @@ async def test_a_server_that_dies_and_returns_is_waited_for_and_proves_anew(redi
             assert logits(await models.score("", RESPONSES)) == right
         error = await failure(models.score("", RESPONSES))
         assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_STUCK")
-        await until(lambda: models.scoring.batcher.is_stuck)
+        await until(lambda: models.scoring.is_stuck)
         error = await failure(models.score("", RESPONSES))
         assert reason_of(error) == "ENGINE_STUCK"
         with pooling_server({"judge": OTHER}, port) as wrong:
             await until(lambda: len([path for path, _ in wrong.history if path == "/pooling"]) >= 2)
-            assert models.scoring.batcher.is_stuck, "other weights do not serve"
+            assert models.scoring.is_stuck, "other weights do not serve"
         with pooling_server({"judge": RIGHT}, port):
-            await until(lambda: not models.scoring.batcher.is_stuck)
+            await until(lambda: not models.scoring.is_stuck)
             assert logits(await models.score("", RESPONSES)) == right
-        assert models.figure("failed_runs_total", outcome="away")
         assert not models.figure("failed_runs_total", outcome="broken")
+
+
+async def test_a_server_that_is_started_again_with_other_weights_answers_no_request(
+    redis: Redis, tmp_path: Path
+) -> None:
+    published(tmp_path)
+    port = free_port()
+    with ExitStack() as running:
+        first = running.enter_context(pooling_server({"judge": RIGHT}, port))
+        async with served(redis, tmp_path, first.url) as models:
+            await models.until_active("reward")
+            await until(lambda: first.connections)
+            assert logits(await models.score("", RESPONSES)) == expected()
+            running.close()
+            running.enter_context(pooling_server({"judge": OTHER}, port))
+            await asyncio.sleep(0.2)  # a process takes longer to start
+            error = await failure(models.score("", RESPONSES))
+            assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_STUCK")
+
+
+async def test_a_server_of_sglang_that_names_other_weights_answers_no_request(redis: Redis, tmp_path: Path) -> None:
+    published(tmp_path)
+    with pooling_server({"judge": RIGHT}, weights="1") as server:
+        async with served(redis, tmp_path, server.url, pooling_api="sglang") as models:
+            await models.until_active("reward")
+            assert logits(await models.score("", RESPONSES)) == expected()
+            server.models, server.weights = {"judge": OTHER}, "2"
+            error = await failure(models.score("", RESPONSES))
+            assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_STUCK")
 
 
 async def test_a_server_whose_weights_change_while_nobody_asks_it_is_found_out(
@@ -205,9 +233,9 @@ async def test_a_server_that_answers_nothing_any_more_is_away(redis: Redis, tmp_
             server.until_open.clear()
             error = await failure(models.score("", RESPONSES))
             assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-            await until(lambda: models.scoring.batcher.is_stuck)
+            await until(lambda: models.scoring.is_stuck)
             server.until_open.set()
-            await until(lambda: not models.scoring.batcher.is_stuck)
+            await until(lambda: not models.scoring.is_stuck)
             reply = await models.score("", RESPONSES)
             assert logits(reply) == expected()
 
@@ -221,7 +249,7 @@ async def test_of_two_servers_one_may_die_without_a_failed_request(redis: Redis,
             dying.refuses = lambda rows: (503, "dead")
             for _ in range(4):
                 assert logits(await models.score("", RESPONSES)) == right
-            assert not models.scoring.batcher.is_stuck
+            assert not models.scoring.is_stuck
 
 
 async def test_of_two_servers_one_may_stop_answering_and_the_other_goes_on(redis: Redis, tmp_path: Path) -> None:
@@ -236,7 +264,7 @@ async def test_of_two_servers_one_may_stop_answering_and_the_other_goes_on(redis
             hanging.until_open.clear()
             for _ in range(4):
                 assert logits(await models.score("", RESPONSES)) == right
-            assert not models.scoring.batcher.is_stuck
+            assert not models.scoring.is_stuck
             hanging.until_open.set()
         assert models.figure("run_seconds_total", device="elsewhere")
         assert not models.figure("run_seconds_total", device="cpu")
@@ -251,9 +279,10 @@ async def test_leaving_a_version_whose_server_is_away_ends_the_outage(redis: Red
             server.refuses = lambda rows: (503, "dead")
             error = await failure(models.score("", RESPONSES))
             assert reason_of(error) == "ENGINE_STUCK"
-            await until(lambda: models.scoring.batcher.is_stuck)
+            assert models.figure("failed_runs_total", outcome="away")
+            await until(lambda: models.scoring.is_stuck)
             await models.promote("reward", "1")
-            await until(lambda: not models.scoring.batcher.is_stuck)
+            await until(lambda: not models.scoring.is_stuck)
             reply = await models.score("", RESPONSES)
             assert reply.model_version.version == "1"
 
@@ -280,23 +309,93 @@ async def test_a_shadow_version_whose_server_is_away_turns_nobody_away(
             for _ in range(20):
                 reply = await models.score("", RESPONSES)
                 assert reply.model_version.version == "1"
-                assert not models.scoring.batcher.is_stuck
+                assert not models.scoring.is_stuck
                 await asyncio.sleep(0.1)
             assert (models.figure("shadow_dropped_total", model="reward") or 0) > dropped
             server.until_open.set()
 
 
-async def test_a_row_that_the_server_refuses_fails_alone(redis: Redis, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["dies", "refuses", "hangs"])
+async def test_the_live_version_answers_for_a_canary_whose_server_is_away(
+    how: str, redis: Redis, tmp_path: Path
+) -> None:
+    publish_sum_version(ModelStore(tmp_path / "models"))
+    port = free_port()
+    with pooling_server({"judge": RIGHT}, port) as server:
+        async with served(redis, tmp_path, server.url, run_limit_s=1.0) as models:
+            await models.until_active("reward")
+            published(tmp_path)
+            await models.models.SetCanary(
+                model_pb2.SetCanaryRequest(model="reward", version="2", share=0.999), timeout=20
+            )
+            assert (await models.score("", RESPONSES)).model_version.version == "2"
+            if how == "hangs":
+                server.until_open.clear()
+            else:
+                server.refuses = lambda rows: (503, "dead")
+            if how == "dies":
+                server.drop()
+            for _ in range(10):
+                assert (await models.score("", RESPONSES)).model_version.version == "1"
+                assert not models.scoring.is_stuck
+                await asyncio.sleep(0.05)
+            assert (models.figure("canary_away_total", model="reward") or 0) >= 10
+            error = await failure(models.score("", RESPONSES, pin_version="2"))
+            assert reason_of(error) == "ENGINE_STUCK", "who pins the canary gets no other version"
+            server.until_open.set()
+            server.refuses = lambda rows: None
+            async with asyncio.timeout(20):
+                while (await models.score("", RESPONSES)).model_version.version != "2":  # noqa: ASYNC110 - nothing tells
+                    await asyncio.sleep(0.05)
+
+
+async def test_a_model_whose_server_is_away_turns_nobody_away_from_another_one(redis: Redis, tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "models")
+    publish_sum_version(store)
+    publish_sum_pool(store, model="helpful")
+    with pooling_server({"judge": RIGHT}) as server:
+        async with named_models(redis, tmp_path, ("helpful",), pooling_urls=[server.url]) as models:
+            await models.until_active("reward", "helpful")
+            server.refuses = lambda rows: (503, "dead")
+            for _ in range(5):
+                assert reason_of(await failure(models.score("helpful"))) == "ENGINE_STUCK"
+                await models.score("")
+            assert not models.scoring.is_stuck
+            server.refuses = lambda rows: None
+            async with asyncio.timeout(20):
+                while not await answers(models, "helpful"):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+
+async def answers(models: NamedModels, model: str) -> bool:
+    try:
+        await models.score(model)
+    except grpc.aio.AioRpcError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("status", [400, 413, 500, 502, 504])
+async def test_a_row_that_the_server_cannot_answer_fails_alone_and_the_server_stays(
+    status: int, redis: Redis, tmp_path: Path
+) -> None:
     published(tmp_path)
     bad = VOCABULARY["zeta"]
     with pooling_server({"judge": RIGHT}) as server:
         async with served(redis, tmp_path, server.url) as models:
             await models.until_active("reward")
-            server.refuses = lambda rows: (400, "Token id") if any(bad in row for row in rows) else None
+            server.refuses = lambda rows: (status, "Token id") if any(bad in row for row in rows) else None
             batch = await models.batch(*(group("", (text,)) for text in ("beta", "gamma", "zeta", "delta", "eta")))
             outcomes = [reason_of(item.error) if item.HasField("error") else "" for item in batch.items]
             assert outcomes == ["", "", "NOT_LOADABLE", "", ""]
-            assert not models.scoring.batcher.is_stuck
+            assert f"status {status}" in batch.items[2].error.message
+            assert not models.scoring.is_stuck
+            before = len(server.history)
+            error = await failure(models.score("", ("zeta",)))
+            assert (error.code(), reason_of(error)) == (grpc.StatusCode.FAILED_PRECONDITION, "NOT_LOADABLE")
+            assert len(server.history) - before <= 5, "a group has a bounded number of tries"
+            assert logits(await models.score("", RESPONSES)) == expected()
+            assert not models.figure("failed_runs_total", outcome="away")
 
 
 async def test_runs_get_smaller_where_the_server_lacks_memory(redis: Redis, tmp_path: Path) -> None:

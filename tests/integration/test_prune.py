@@ -111,7 +111,7 @@ def test_pruned_versions_are_gone_and_their_line_is_remembered(
     store.fetch("reward", 10)
     assert first_of_line(store, "reward", "12").version == "1"
     assert anchor_version(store, "12") == "1"
-    assert choose_start(store, "12", 1_000, 2.0).version == "1"
+    assert choose_start(store, "12", 1_000, 2.0, lambda _: 0).version == "1"
     assert command.main([*flags, "--json-output"]) == 0
     assert json.loads(capsys.readouterr().out)["reward"]["deleted"] == []
     assert store.publish(Manifest(model="reward", parent="12"), _write).version == "13"

@@ -20,7 +20,7 @@ from rewardloop_trainer.data.preferences import Labelled, Pair
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, Statements
 from rewardloop_trainer.evaluation.gate_anchor import GateAnchor, anchor_of_candidate, meet_best
 from rewardloop_trainer.evaluation.live_comparison import Decision, LiveTest
-from rewardloop_trainer.evaluation.policy_gate import bootstrap_bounds, is_liked_less, plan_of
+from rewardloop_trainer.evaluation.policy_gate import is_liked_less, plan_of, share_won
 from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
 from rewardloop_trainer.policy.settings import LiveTestSettings, PolicyGateLimits
 
@@ -137,6 +137,23 @@ def reward_pass_rate(
     return passed / runs
 
 
+def first_pass_rate(thumbs: int, rarer: int, auc: float, runs: int) -> float:
+    """How often the reward gate passes a first version by thumbs alone, one a prompt.
+
+    Args:
+        thumbs: Held-out thumbs.
+        rarer: How many of them are down.
+        auc: The probability that the model scores a liked answer above a disliked one; both kinds' scores are normal.
+        runs: How many models are drawn.
+    """
+    rng = np.random.default_rng((31, thumbs, rarer, round(1000 * auc), runs))
+    likes = np.arange(thumbs) >= rarer
+    said = evidence(nothing(), Statements(likes.astype(np.float64), np.ones(thumbs), np.arange(thumbs)))
+    apart = 2**0.5 * NormalDist().inv_cdf(auc)
+    logits = rng.normal(size=(runs, thumbs)) + apart * likes
+    return sum(judge_reward(said, Readings(np.zeros(0), each), None, 0.0).passed for each in logits) / runs
+
+
 @dataclass(frozen=True, slots=True)
 class Ratchet:
     """How a line of versions ended: how many candidates were promoted, and the gain of true accuracy."""
@@ -240,23 +257,15 @@ def policy_pass_rate(prompts: int, difference: float, runs: int) -> tuple[float,
     return sum(passed for passed, _ in found) / runs, sum(asked for _, asked in found) / runs
 
 
-def not_refused(shares: Sequence[Floats]) -> list[bool]:
-    """Whether the reward version before lets each candidate pass, by the shares that it wins, (prompts,) of each."""
-    found = [False] * len(shares)
-    by_count: dict[int, list[int]] = {}
-    for i, each in enumerate(shares):
-        by_count.setdefault(len(each), []).append(i)
-    for places in by_count.values():
-        _, upper = bootstrap_bounds(np.stack([shares[i] for i in places], 1), seed=0)
-        for i, most in zip(places, upper.tolist(), strict=True):
-            found[i] = not is_liked_less(most)
-    return found
+def not_refused(shares: Floats) -> bool:
+    """Whether the reward version before lets a candidate pass, by the shares (prompts,) that it wins."""
+    return not is_liked_less(share_won(shares).upper(0.025))
 
 
 def earlier_pass_rate(prompts: int, difference: float, runs: int) -> float:
     """How often the version before, alone, lets a candidate pass that wins 1/2 + ``difference`` by its scores."""
     rng = np.random.default_rng((23, prompts, round(1000 * (difference + 1)), runs))
-    return float(np.mean(not_refused([shares_won(prompts, 0.5 + difference, rng) for _ in range(runs)])))
+    return float(np.mean([not_refused(shares_won(prompts, 0.5 + difference, rng)) for _ in range(runs)]))
 
 
 def both_pass_rate(prompts: int, difference: float, other: float, runs: int) -> float:
@@ -266,13 +275,12 @@ def both_pass_rate(prompts: int, difference: float, other: float, runs: int) -> 
     """
     rng = np.random.default_rng((29, prompts, round(1000 * (difference + 1)), round(1000 * (other + 1)), runs))
     limits = PolicyGateLimits.model_validate({})
-    seen = []
+    passed = 0
     for _ in range(runs):
         judged, earlier = shares_by_two(prompts, 0.5 + difference, 0.5 + other, rng)
         is_better, asked = policy_passes(judged, limits)
-        if is_better:
-            seen.append(earlier[:asked])
-    return sum(not_refused(seen)) / runs
+        passed += is_better and not_refused(earlier[:asked])
+    return passed / runs
 
 
 def chosen(win: bool, person: str) -> feedback_pb2.FeedbackEvent:
@@ -378,6 +386,18 @@ GATES: Mapping[str, Callable[[float, int], float]] = {
 VETOES: Mapping[str, Callable[[float, int], float]] = {
     **{f"the version before alone, {n} prompts": _of_earlier(n) for n in (60, 200, 400)},
     **{f"a candidate that wins +5 by the judge, {n} prompts": _of_contradiction(n) for n in (60, 200, 400)},
+}
+
+# Thumbs of the rarer kind, and by its name in the table with this heading: how often the gate passes a first version.
+RARER = (1, 2, 3, 5, 10)
+
+
+def _of_first(thumbs: int, auc: float) -> Callable[[int, int], float]:
+    return lambda rarer, runs: first_pass_rate(thumbs, rarer, auc, runs)
+
+
+FIRST: Mapping[str, Callable[[int, int], float]] = {
+    f"AUC {auc:g}, {n} thumbs": _of_first(n, auc) for n in (50, 200) for auc in (0.5, 0.75, 0.9)
 }
 
 

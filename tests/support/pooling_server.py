@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -38,33 +39,51 @@ class PoolingServer:
     """A server, and what it was asked.
 
     ``models``: classifiers by name. ``activates``: it gives probabilities whatever it is asked for, as
-    a release does that does not know the field. ``refuses``: asked before each answer. ``until_open``: an answer waits
-    for it.
+    a release does that does not know the field. ``weights``: what SGLang's form calls them. ``refuses``: asked before
+    each answer. ``until_open``: an answer waits for it.
     """
 
     models: Mapping[str, Classifier]
     url: str = ""
     max_model_len: int | None = None
     activates: bool = False
+    weights: str = "default"
     refuses: Refusal = lambda rows: None
     until_open: threading.Event = field(default_factory=threading.Event)
     history: list[tuple[str, Any]] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    connections: set[socket.socket] = field(default_factory=set)
+
+    def drop(self) -> None:
+        """Close every connection."""
+        for connection in tuple(self.connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
 def pooling_server(models: Mapping[str, Classifier], port: int = 0, **about: Any) -> Iterator[PoolingServer]:
+    """Serve the models. At the end every connection is closed, as the system does for a process that ends."""
     state = PoolingServer(models, **about)
     state.until_open.set()
     server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"state": state}))
     server.daemon_threads = True
     with running(server, poll_s=0.01) as state.url:
         yield state
+    state.drop()
 
 
 class _Handler(BaseHTTPRequestHandler):
     state: PoolingServer
+
+    def setup(self) -> None:
+        super().setup()
+        self.state.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.state.connections.discard(self.connection)
+        super().finish()
 
     def do_GET(self) -> None:
         data = [
@@ -107,7 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
         found = self._outputs(name, body["input_ids"], activates=False)
         if found is None:
             return None
-        return self._send(200, [{"embedding": row, "meta_info": {"prompt_tokens": 1}} for row in found])
+        meta = {"prompt_tokens": 1, "weight_version": self.state.weights}
+        return self._send(200, [{"embedding": row, "meta_info": meta} for row in found])
 
     def _outputs(self, name: str, rows: list[list[int]], *, activates: bool) -> list[list[float]] | None:
         if (refusal := self.state.refuses(rows)) is not None:
@@ -145,7 +165,7 @@ def sum_of(factor: float) -> Classifier:
     return lambda ids: [factor * sum(ids)]
 
 
-def publish_sum_pool(store: ModelStore, name: str = "judge", factor: float = 0.1) -> Manifest:
+def publish_sum_pool(store: ModelStore, name: str = "judge", factor: float = 0.1, *, model: str = "reward") -> Manifest:
     """Publish a version that a server elsewhere runs as ``sum_of(factor)``; its texts are words of `reward_graphs`."""
     tokenizer = word_tokenizer()
     text_format = TextFormat.for_encoder(tokenizer)
@@ -160,4 +180,4 @@ def publish_sum_pool(store: ModelStore, name: str = "judge", factor: float = 0.1
         (directory / POOLING).write_text(file.to_json())
         tokenizer.save(str(directory / "tokenizer.json"))
 
-    return store.publish(Manifest(model="reward", text_format=text_format.to_json(), max_length=64), write)
+    return store.publish(Manifest(model=model, text_format=text_format.to_json(), max_length=64), write)

@@ -10,6 +10,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from rewardloop.process.secret_files import as_secret, read_secret
+
 
 class AskedModel(BaseModel):
     """A chat model at an endpoint or on this machine, and what it may spend."""
@@ -50,11 +52,11 @@ class AskedModel(BaseModel):
         """Return the endpoint's key; "" if it has none.
 
         Raises:
-            OSError: If its file cannot be read.
+            OSError: If its file cannot be read, or a header cannot carry the key. The text does not show the key.
         """
         if self.api_key_file is not None:
-            return self.api_key_file.read_text(encoding="utf-8").strip()
-        return self.api_key.get_secret_value() if self.api_key is not None else ""
+            return read_secret(self.api_key_file)
+        return "" if self.api_key is None else as_secret(self.api_key.get_secret_value(), "api_key")
 
     @property
     def is_named(self) -> bool:

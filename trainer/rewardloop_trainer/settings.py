@@ -76,7 +76,10 @@ class TrainSettings(ServerAccess):
         "never, the default, because it was not measured whether it makes policies better",
     )
     policy_fresh_newest: int = Field(
-        50_000, ge=1, description="newest training records of a policy's round that starts from the base"
+        25_000, ge=1, description="newest training records of a policy's round that starts from the base"
+    )
+    policy_fresh_older: int = Field(
+        25_000, ge=0, description="older training records of such a round, drawn from all that are kept"
     )
     passes: float = Field(
         3.0, ge=1, description="expected passes of training over a signal in its life; none gets over twice as many"

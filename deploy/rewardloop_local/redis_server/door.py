@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+from rewardloop.process.secret_files import secret_text
 from rewardloop_local.redis_server.binary import RedisServerError
 
 USER = "rewardloop"
@@ -68,7 +69,7 @@ def door_of(data_dir: Path) -> RedisDoor | None:
     """Return the door that `open_door` made, or None if there is none. Raises OSError if it may not be read."""
     data_dir = data_dir.resolve()
     try:
-        return RedisDoor(_socket_path(data_dir), (data_dir / _PASSWORD_FILE).read_text())
+        return RedisDoor(_socket_path(data_dir), secret_text(data_dir / _PASSWORD_FILE))
     except FileNotFoundError:
         return None
 
@@ -112,7 +113,7 @@ def _password(path: Path) -> str:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except FileExistsError:
         path.chmod(0o600)
-        if password := path.read_text():
+        if password := secret_text(path):
             return password
         path.unlink()  # a process was killed before it had written it
         return _password(path)

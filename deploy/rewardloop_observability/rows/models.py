@@ -55,7 +55,9 @@ def _swaps() -> list[Panel]:
             "short",
             (increase("rewardloop_swaps_total", "model"), "{{model}} swapped"),
             (increase("rewardloop_versions_refused_total", "model, reason"), "{{model}} failed {{reason}}"),
-            about="Number of swaps, and of versions that could not be loaded, in each interval.",
+            (increase("rewardloop_canary_away_total", "model"), "{{model}} groups of an absent canary"),
+            about="Number of swaps, of versions that could not be loaded, and of groups in a canary's share that the"
+            " live version scored because the canary's server was away, in each interval.",
         ),
         graph(
             "Time to make a version ready",

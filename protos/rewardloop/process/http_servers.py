@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 
 from rewardloop.process.socket_owner import is_loopback
-
-_KEY = re.compile(r"[!-~]*")
-
-
-def read_api_key(file: Path | None) -> str:
-    """Return the key in a file, without white space around it; "" if no file is named.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: A header cannot carry what it holds. The error does not show that. The HTTP client's own error would
-            show the whole header, and the log would have the key.
-    """
-    if file is None:
-        return ""
-    try:
-        key = file.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError:
-        raise ValueError(f"{file} is not a text in UTF-8") from None
-    if _KEY.fullmatch(key) is None:
-        raise ValueError(f"{file} does not hold one key of visible ASCII characters, without spaces")
-    return key
 
 
 def address_of(url: str) -> str:

@@ -18,6 +18,7 @@ from rewardloop_server.calls.vocabulary import QUEUE_LANES
 from rewardloop_server.channel.frames import FrameProtocol, Kind
 from rewardloop_server.channel.holdings import Holdings
 from rewardloop_server.channel.messages import (
+    IS_AWAY,
     IS_STUCK,
     error_to_bytes,
     group_from_bytes,
@@ -68,6 +69,7 @@ class Desk:
         """Tell all fronts the engine's state again and again, until cancelled: also those that ask for nothing."""
         while True:
             for connection in tuple(self.connections):
+                connection.tell_away()
                 connection.send(Kind.STATE, 0, state=self.state)
             await asyncio.sleep(_STATE_EVERY_S)
 
@@ -81,6 +83,7 @@ class FrontConnection(FrameProtocol):
         self._rooms: dict[int, AbstractContextManager[None]] = {}
         self._groups: dict[int, tuple[Group, str]] = {}
         self._held: Counter[int] = Counter()  # by handle
+        self._away: set[int] = set()  # handles that the front was told to be away
         self._loads: set[asyncio.Task[None]] = set()
         self._take: dict[int, Callable[[int, bytes], None]] = {
             Kind.RESERVE: self._reserve,
@@ -121,7 +124,17 @@ class FrontConnection(FrameProtocol):
     def _answer(self, kind: Kind, number: int, payload: bytes = b"") -> None:
         self.send(kind, number, payload, self._desk.state)
 
+    def tell_away(self) -> None:
+        """Tell the front which of its versions' servers are away, if that has changed."""
+        holdings = self._desk.holdings
+        models = {handle: holdings.model(handle) for handle, count in self._held.items() if count > 0}
+        away = {handle for handle, model in models.items() if model is not None and model.is_away}
+        for handle in away ^ self._away:
+            self._answer(Kind.AWAY, handle, IS_AWAY if handle in away else b"")
+        self._away = away
+
     def _refuse(self, number: int, error: RewardloopError) -> None:
+        self.tell_away()  # who is refused for this is not to take it for something else
         self._answer(Kind.FAILED, number, error_to_bytes(error))
 
     def _reserve(self, number: int, payload: bytes) -> None:

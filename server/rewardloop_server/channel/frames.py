@@ -29,6 +29,7 @@ class Kind(IntEnum):
     HELD = 9
     FAILED = 10
     STATE = 11
+    AWAY = 12  # whether the server is away that runs the version of this handle; sent when that changes
 
 
 class FrameProtocol(asyncio.Protocol, ABC):

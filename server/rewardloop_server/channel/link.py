@@ -13,7 +13,7 @@ import structlog
 from rewardloop_server.calls.errors import NoModel
 from rewardloop_server.calls.vocabulary import QUEUE_LANES
 from rewardloop_server.channel.frames import FrameProtocol, Kind
-from rewardloop_server.channel.messages import IS_STUCK, error_from_bytes, json_from_bytes, scored_from_bytes
+from rewardloop_server.channel.messages import IS_AWAY, IS_STUCK, error_from_bytes, json_from_bytes, scored_from_bytes
 
 log = structlog.get_logger()
 
@@ -54,6 +54,7 @@ class EngineLink:
         self._heard_at = time.monotonic()
         self._changed = asyncio.Event()
         self._is_closed = False
+        self.away: set[int] = set()  # handles of the versions whose servers are away
         self.epoch = 0  # counts the connections, because a handle is good on the connection that it came by alone
 
     @property
@@ -136,6 +137,9 @@ class EngineLink:
     def take(self, kind: int, state: int, number: int, payload: bytes) -> None:
         """Give an answer to who waits for it. What comes for nobody is dropped: its caller went away."""
         self._state, self._heard_at = state, time.monotonic()
+        if kind == Kind.AWAY:
+            (self.away.add if payload == IS_AWAY else self.away.discard)(number)
+            return
         answer = self._waiting.pop(number, None)
         if answer is None or answer.done():
             return
@@ -148,6 +152,7 @@ class EngineLink:
     def lose(self) -> None:
         """Fail all who wait, because no answer will come."""
         self._connection, self._state = None, 0
+        self.away.clear()
         waiting, self._waiting = self._waiting, {}
         for answer in waiting.values():
             if not answer.done():

@@ -34,6 +34,10 @@ _SCORED = struct.Struct("<ddIIII")
 IS_STUCK = 1 << len(QUEUE_LANES)
 
 
+# The payload of AWAY while the server is away; else it is empty.
+IS_AWAY = b"\x01"
+
+
 class EngineSaid(Exception):
     """What was raised in the engine's process, as the cause of an error that it sent. It is for the log alone."""
 

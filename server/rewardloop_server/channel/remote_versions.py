@@ -43,6 +43,11 @@ class RemoteModel:
         self.retry_at = 0.0  # when the engine is asked again to hold it, after it could not
         self._versions = versions
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the server elsewhere that runs it is away."""
+        return self._versions.is_away(self)
+
     def close(self) -> None:
         """Let the engine free it, unless other fronts need it. Called once."""
         self._versions.let_go(self)
@@ -76,6 +81,10 @@ class RemoteVersions:
         """Whether the engine's process is there, and has the active version of the model "reward" of this front."""
         active = [model for model in self._models if model.manifest.model == REWARD and self._is_active(model)]
         return self._link.is_up and all(model.epoch == self._link.epoch for model in active)
+
+    def is_away(self, model: RemoteModel) -> bool:
+        """Return whether a server elsewhere runs the version that is away, by what the engine's process said last."""
+        return model.epoch == self._link.epoch and model.handle in self._link.away
 
     def versions(self, model: str) -> list[int]:
         """Return the numbers of the model's versions in ascending order."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from rewardloop.formats import keys
+from rewardloop.process.secret_files import secret_text
 from rewardloop_server.calls.errors import RedisUnavailable
 from rewardloop_server.calls.redis_link import redis_errors, script_text
 
@@ -66,7 +67,7 @@ class GenerationKeys:
             if self._keys and time.monotonic() - self._read_at < fresh_s:
                 return
             try:
-                lines = await asyncio.to_thread(self._path.read_text) if self._path else await self._from_redis()
+                lines = await asyncio.to_thread(secret_text, self._path) if self._path else await self._from_redis()
             except RedisUnavailable:
                 if not self._keys:
                     raise

@@ -136,13 +136,20 @@ class ServerMetrics:
         version=ANY,
     )
     engine_stuck: Gauge = gauge(
-        "engine_stuck", "1 while requests are turned away because a run does not end.", model=MODELS
+        "engine_stuck",
+        "1 while requests are turned away because a run does not end, or the server is away that runs the version.",
+        model=MODELS,
     )
     cache_lookups_total: Counter = counter(
         "cache_lookups_total",
         f"Rows looked up in the cache of scores, by outcome ({listed(CACHE_OUTCOMES)}).",
         lane=LANES,
         outcome=CACHE_OUTCOMES,
+    )
+    canary_away_total: Counter = counter(
+        "canary_away_total",
+        "Groups in the canary's share that the live version scored, because the canary's server was away.",
+        model=(REWARD,),
     )
     shadow_dropped_total: Counter = counter(
         "shadow_dropped_total",
@@ -334,6 +341,7 @@ class ServerMetrics:
         self.durable("unknown")
         for model in models:
             self.announce_model(model)
+            self.canary_away_total.labels(model=model)
             self.shadow_dropped_total.labels(model=model)
             self.shadow_score_difference.labels(model=model)
             for order in COMPARED_ORDERS:

@@ -18,7 +18,24 @@ Logits = npt.NDArray[np.float64]
 
 
 class NoLogits(Exception):
-    """Raised when a reply does not have a line of numbers for each row."""
+    """Raised when a reply does not have a line of finite numbers for each row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """What a reply says.
+
+    Attributes:
+        outputs: The classifier's outputs, (rows, outputs).
+        weights: What the server calls the weights that made them; "" if it says nothing of them.
+    """
+
+    outputs: Logits
+    weights: str = ""
+
+
+def _unsaid(reply: Any) -> str:
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +48,27 @@ class Dialect:
         read: Returns the list of numbers of each row, in order, of the reply's JSON. Raises KeyError, TypeError and
             the like for another form.
         spare_tokens: A row must be shorter by so many tokens than the length that the server states of a model.
+        weights: Returns what the reply's JSON calls the weights that made it. Raises as ``read`` does.
     """
 
     path: str
     body: Callable[[str, Sequence[Sequence[int]]], Mapping[str, Any]]
     read: Callable[[Any], Sequence[Any]]
     spare_tokens: int = 0
+    weights: Callable[[Any], str] = _unsaid
 
-    def logits(self, reply: Any, rows: int) -> Logits:
-        """Return the outputs, (rows, outputs), of the reply's JSON. Raises NoLogits."""
+    def pooled(self, reply: Any, rows: int) -> Pooled:
+        """Return what the reply's JSON says of so many rows. Raises NoLogits."""
         try:
             found = np.array(self.read(reply), dtype=np.float64)
+            weights = self.weights(reply)
         except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise NoLogits("its reply has not a list of numbers for each row") from error
         if found.ndim != 2 or len(found) != rows:
             raise NoLogits(f"its reply has numbers of shape {found.shape} for {rows} rows")
-        return found
+        if not np.isfinite(found).all():
+            raise NoLogits("its reply has numbers that are not finite")
+        return Pooled(found, weights)
 
 
 def _asked_of_vllm(name: str, rows: Sequence[Sequence[int]]) -> Mapping[str, Any]:
@@ -75,8 +97,13 @@ def _told_by_sglang(reply: Any) -> Sequence[Any]:
     return [entry["embedding"] for entry in reply]
 
 
+def _weights_of_sglang(reply: Any) -> str:
+    """Return the weights' names, which a request may change while the server runs. Older releases do not name them."""
+    return ", ".join(sorted({str(entry.get("meta_info", {}).get("weight_version", "")) for entry in reply}))
+
+
 DIALECTS: Mapping[str, Dialect] = {
     "vllm": Dialect("/pooling", _asked_of_vllm, _told_by_vllm),
     # It refuses a row of its whole length, though nothing is to be generated after it.
-    "sglang": Dialect("/classify", _asked_of_sglang, _told_by_sglang, spare_tokens=1),
+    "sglang": Dialect("/classify", _asked_of_sglang, _told_by_sglang, spare_tokens=1, weights=_weights_of_sglang),
 }

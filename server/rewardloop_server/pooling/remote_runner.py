@@ -26,9 +26,14 @@ T = TypeVar("T")
 
 
 class RemoteCall:
-    """The options of one run. Setting ``terminate`` cancels the call, whichever thread does it."""
+    """The options of one run. Setting ``terminate`` cancels the call, whichever thread does it.
+
+    Attributes:
+        waits: The call waits for servers that are lost to prove what they serve.
+    """
 
     def __init__(self) -> None:
+        self.waits = False
         self._future: Future[Any] | None = None
         self._terminate = False
 
@@ -76,7 +81,7 @@ class RemoteRunner:
 
     @property
     def is_away(self) -> bool:
-        """Whether no server has proven what it serves and answers; as of `Runner`."""
+        """Whether no server proves what it serves; as of `Runner`. One in doubt is waited for by each run."""
         return not self._servers.has_proven
 
     def plan(self, rows: Sequence[Encoded], cost: CostModel, limit: Limit) -> list[Run]:
@@ -106,12 +111,16 @@ class RemoteRunner:
             raise EngineAway("the version was closed")
         return RemoteCall()
 
+    def persist(self, options: RemoteCall) -> None:
+        """Let the call wait for a server that is lost; as of `Runner`."""
+        options.waits = True
+
     def logits(self, feeds: Feeds, options: RemoteCall, *, place: int, alone: bool) -> Floats:
         """Have a server run the rows; as of `Runner`."""
         ends = np.cumsum(feeds.inputs["lengths"])[:-1]
         rows = [part.tolist() for part in np.split(feeds.inputs["input_ids"], ends)]
         try:
-            outputs = options.result(self._loop.submit(self._servers.outputs(rows)))
+            outputs = options.result(self._loop.submit(self._servers.outputs(rows, waits=options.waits)))
         except NoLogits as error:
             raise UnusableLogits(str(error)) from error
         if self._weights is not None and outputs.shape[1] == len(self._weights):

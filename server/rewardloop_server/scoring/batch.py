@@ -81,7 +81,8 @@ class Batcher:
 
     While a run does not end, every group is turned away with EngineStuck, but for those of that run: once it has
     stopped, they run one by one, and the one that holds the engine again fails. The same holds while a version that ran
-    when it was warmed runs nothing any more; if that lasts, `run` raises EngineBroken.
+    when it was warmed runs nothing any more; if that lasts, `run` raises EngineBroken. A version that a server
+    elsewhere runs turns away its own groups alone.
 
     Args:
         token_budget: Most tokens of one run, unless it has a single row.
@@ -135,7 +136,7 @@ class Batcher:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether a run did not end in time, and it is not known yet which of its groups was at fault."""
+        """Whether a run here did not end in time, and it is not known yet which of its groups was at fault."""
         return self._isolation.is_stuck
 
     @contextmanager
@@ -211,7 +212,7 @@ class Batcher:
             DeadlinePassed: The deadline passed while it waited.
             NotLoadable: The model failed on this group, or on everything.
             InternalError: The model gave this group a logit that is not finite, or did not end on it.
-            EngineStuck: A run does not end.
+            EngineStuck: A run does not end, or the version's server is away.
         """
         group = self.submit(model, rows, lane, deadline, caller, account=account)
         try:
@@ -231,6 +232,7 @@ class Batcher:
     ) -> Group:
         """Queue one group, whose ``outcome`` gets what `score` returns or raises. Raises EngineStuck."""
         self._isolation.refuse_if_stuck()
+        self._isolation.refuse_if_away(model)
         outcome: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         group = Group(model, rows, caller, deadline, outcome, caller if account is None else account)
         self._lanes[lane].push(group)

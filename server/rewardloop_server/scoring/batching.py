@@ -26,6 +26,10 @@ class Version(Protocol):
     @property
     def calibration(self) -> Calibration: ...
 
+    @property
+    def is_away(self) -> bool:
+        """Whether a server elsewhere runs it that is away at present, so that its groups are turned away."""
+
     def close(self) -> None:
         """Let go of the version. Called once, after the last lease."""
 

@@ -73,8 +73,8 @@ class Runner(Protocol):
 
     Attributes:
         signature: What inputs it takes.
-        is_elsewhere: A server runs the version, which may be away and come back. So if nothing runs any more, it is
-            waited for; a device of this process would need a new process.
+        is_elsewhere: A server runs the version, which may be away and come back, and what else it runs goes on. If
+            nothing runs any more on a device of this process, a new process is needed.
         is_away: No server of the version is there at present. A device of this process always is.
         places: The names of the places where it runs: the CPU, each GPU, or elsewhere.
     """
@@ -99,6 +99,9 @@ class Runner(Protocol):
 
     def options(self) -> Any:
         """Return the options of one run. Setting their ``terminate`` from another thread stops the run."""
+
+    def persist(self, options: Any) -> None:
+        """Let a run with these options wait for a server that is lost; else such a run fails at once."""
 
     def logits(self, feeds: Feeds, options: Any, *, place: int, alone: bool) -> Floats:
         """Run at a place, and return raw logits, (rows, heads). `RewardModel.execute` says what is raised."""
@@ -154,6 +157,9 @@ class GraphRunner:
         if self._adapter is not None:
             self._adapter.prepare(options)
         return options
+
+    def persist(self, options: Any) -> None:
+        """Do nothing: a device is always there."""
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -272,6 +278,8 @@ class RewardModel:
         """Run a few padding tokens, which ran when the version was warmed, and return whether that still succeeds."""
         row = Encoded([self.encoder.format.pad] * min(8, self.manifest.max_length), None, truncated=False)
         try:
+            options = self.options() if options is None else options
+            self._runner.persist(options)
             feeds = self.lay_out([row], Run(((0,),), len(row.ids), 0.0))
             self.execute(feeds, place=place, alone=alone, options=options)
         except Exception:  # the caller reports the error of the run for which it asks

@@ -5,14 +5,17 @@ requests run again in about as many parts as the root of their number, and those
 one. So every request runs at most three times, and an innocent one waits for few more runs. The requests of a run that
 did not end in time run again one by one at once, because each run that holds the one at fault takes all of its time.
 That holds for a single request too if a server elsewhere ran it, because the server may be at fault.
+
+A version whose server is away turns away its own requests and no others.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -104,16 +107,22 @@ class Isolation:
         self._lanes = lanes
         self._metrics = metrics
         self._suspects = Suspects()
+        self._elsewhere: WeakKeyDictionary[RewardModel, Suspects] = WeakKeyDictionary()
 
     @property
     def is_stuck(self) -> bool:
-        """Whether a run did not end in time, and it is not known yet which of its groups was at fault."""
+        """Whether a run here did not end in time, and it is not known yet which of its groups was at fault."""
         return bool(self._suspects)
 
     def refuse_if_stuck(self) -> None:
         """Raise EngineStuck if `is_stuck`."""
         if self._suspects:
             raise _stuck()
+
+    def refuse_if_away(self, model: RewardModel) -> None:
+        """Raise EngineStuck if the version's server is away."""
+        if model.is_away:
+            raise _away(model)
 
     def failed(self, lane: Lane, rows: Sequence[Row], model: RewardModel, part: Part | None, failure: Failure) -> None:
         """Let the groups of a failed run wait again in parts; fail them if it is one, or the version is broken.
@@ -125,8 +134,6 @@ class Isolation:
         outcome: FailedRunOutcome = "isolated" if len(groups) < 2 and not is_doubtful else "split"
         if failure.is_away:
             outcome = "away"
-            if model.is_away:  # else its server is there again
-                groups |= {group for group in lane.groups() if group.model is model}
         elif failure.is_closed or failure.is_broken:
             outcome = "broken"
         elif len(rows) > 1 and isinstance(failure.error, OutOfMemory):
@@ -141,8 +148,10 @@ class Isolation:
             groups=len(groups),
             exc_info=None if outcome == "smaller" else failure.error,
         )
-        if failure.is_overrun and not self._suspects.has_room:
-            self.convict()
+        if failure.is_overrun and not self._suspects_of(model).has_room:
+            self._convict(self._suspects_of(model))
+        elif outcome == "away":
+            self._turn_away(lane, groups, model)
         elif outcome == "smaller":
             lane.put_back(rows, part)
         elif outcome == "split":
@@ -150,24 +159,36 @@ class Isolation:
                 lane.put_back(each, Part())
         else:
             for group in groups:
-                lane.fail(group, _stuck() if failure.is_broken or failure.is_away else error_of(failure.error))
+                lane.fail(group, _stuck() if failure.is_broken else error_of(failure.error))
 
     def failing(self, offer: Offer) -> None:
-        """Turn all groups away while a version fails on everything, but for those of its run.
-
-        If a server elsewhere runs the version, none of them is at fault, so these are turned away as well.
-        """
+        """Turn all groups away while a version of this process fails on everything, but for those of its run."""
         self._suspects.add(offer)
         self._turn_others_away()
-        if offer.model.is_elsewhere:
-            for group, _ in offer.rows:
-                offer.lane.fail(group, _stuck())
 
     def overran(self, offer: Offer) -> None:
-        """Suspect the groups of a run that does not end, and turn all others away, so that another replica has them."""
-        self._suspects.add(offer)
+        """Suspect the groups of a run that does not end.
+
+        If this process runs it, turn all others away, so that another replica has them.
+        """
+        self._suspects_of(offer.model).add(offer)
         self._metrics.stuck(offer.model.manifest.model, offer.model.manifest.version)
-        self._turn_others_away()
+        if not offer.model.is_elsewhere:
+            self._turn_others_away()
+
+    def _suspects_of(self, model: RewardModel) -> Suspects:
+        """Return the suspects among which a version's are: those of this process, or its own if it runs elsewhere."""
+        return self._elsewhere.setdefault(model, Suspects()) if model.is_elsewhere else self._suspects
+
+    def _turn_away(self, lane: Lane, groups: Iterable[Group], model: RewardModel) -> None:
+        """Turn these groups away, which no server answered, and all that wait for the version if it is away still."""
+        for group in groups:
+            lane.fail(group, _away(model))
+        if model.is_away:
+            for each in self._lanes.values():
+                for group in each.groups():
+                    if group.model is model:
+                        each.fail(group, _away(model))
 
     def _turn_others_away(self) -> None:
         for lane in self._lanes.values():
@@ -177,18 +198,27 @@ class Isolation:
 
     def ended(self, offer: Offer) -> None:
         """Note that a run has ended, whether or not it was told to stop."""
-        self._suspects.ended(offer)
+        self._suspects_of(offer.model).ended(offer)
 
     def convict(self) -> None:
-        """Fail the suspects that are left, with an error after which no client asks another replica."""
+        """Fail all suspects that are left, with an error after which no client asks another replica."""
+        for suspects in (self._suspects, *self._elsewhere.values()):
+            self._convict(suspects)
+
+    def _convict(self, suspects: Suspects) -> None:
         for lane in self._lanes.values():
             for group in lane.groups():
-                if group in self._suspects:
+                if group in suspects:
                     lane.fail(group, InternalError())
-        for group in self._suspects:
+        for group in suspects:
             if not group.outcome.done():
                 group.outcome.set_exception(InternalError())
 
 
 def _stuck() -> EngineStuck:
     return EngineStuck("a run of the reward model does not end, or the model fails on everything")
+
+
+def _away(model: RewardModel) -> EngineStuck:
+    version = model.manifest.version
+    return EngineStuck(f"no server that runs version {version} answers and gives the logits that it proved")

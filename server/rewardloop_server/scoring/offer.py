@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections import Counter
@@ -156,11 +155,6 @@ class Slot:
             if self._offer is not None:
                 self._changed.notify()
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether every `take` returns None."""
-        return self._is_closed
-
     def close(self) -> None:
         """Make every `take` return None."""
         with self._changed:
@@ -213,7 +207,7 @@ def drive(
     while (offer := slot.take()) is not None:
         started = time.monotonic()
         post(notes.taken, offer, started)
-        outcome = _outcome(offer, slot, post, notes, watch, limit_s(offer), bounds)
+        outcome = _outcome(offer, post, notes, watch, limit_s(offer), bounds)
         slot.done(offer)
         post(notes.ran, offer, outcome, time.monotonic() - started)
         del offer, outcome  # else this thread would keep the version in memory while it waits
@@ -221,7 +215,6 @@ def drive(
 
 def _outcome(
     offer: Offer,
-    slot: Slot,
     post: Callable[..., None],
     notes: Notes,
     watch: Watch,
@@ -233,7 +226,6 @@ def _outcome(
         options = model.options()
     except Exception as error:  # a version that was closed has none
         return Failure(error, is_closed=True)
-    # Nobody waits for a comparison, so one that a server elsewhere does not answer fails, and turns nobody away.
     is_comparison = offer.lane.name == "shadow" and model.is_elsewhere
     work = Work(
         "run",
@@ -247,24 +239,21 @@ def _outcome(
     try:
         return model.execute(offer.feeds, place=offer.place, alone=offer.alone, options=options)
     except Exception as error:  # any exception of ONNX Runtime fails this run and not the engine
-        if is_comparison:
-            return Failure(error, is_away=isinstance(error, EngineAway))
         overrun = Overrun(f"it did not end within {limit_s:.1f} s") if work.is_overrun else None
-        # A device of this process works if a run of it could be stopped; a server may have stopped answering at all.
-        if (overrun and not model.is_elsewhere) or _works(offer, watch, bounds):
-            is_away = isinstance(error, EngineAway) and overrun is None
-            return Failure(overrun or error, is_overrun=overrun is not None, is_away=is_away)
+        if model.is_elsewhere:
+            # After an overrun the server may have stopped answering at all. Nobody waits for a comparison to find out.
+            if overrun and not is_comparison and _works(offer, watch, bounds):
+                return Failure(overrun, is_overrun=True)
+            return Failure(error, is_away=overrun is not None or isinstance(error, EngineAway))
+        if overrun or _works(offer, watch, bounds):
+            return Failure(overrun or error, is_overrun=overrun is not None)
         post(notes.failing, offer)
-        # A server may come back at any time, so it is waited for. What this process runs needs a new process.
-        deadline = math.inf if model.is_elsewhere else time.monotonic() + bounds.broken_s
+        deadline = time.monotonic() + bounds.broken_s
         while not model.is_closed and (left_s := deadline - time.monotonic()) > 0.0:
-            if model.is_elsewhere and slot.is_closed:
-                break
             time.sleep(min(left_s, _TRIAL_EVERY_S))
             if _works(offer, watch, bounds):
-                return Failure(error, is_away=model.is_elsewhere)
-        is_broken = not (model.is_closed or model.is_elsewhere)
-        return Failure(error, is_closed=model.is_closed, is_broken=is_broken, is_away=model.is_elsewhere)
+                return Failure(error)
+        return Failure(error, is_closed=model.is_closed, is_broken=not model.is_closed)
     finally:
         watch.end()
 

@@ -1,6 +1,8 @@
 """score a group: the one way from a prompt and its responses to their scores, whichever RPC asks.
 
 lease a version -> estimate and reserve -> tokenize -> cache or run -> reply -> freshness, shadow, timings
+
+A group in the canary's share is scored by the live version instead while the canary's server is away.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import structlog
 
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import Encoded
 from rewardloop.formats.vocabulary import LANES
 from rewardloop.v1 import common_pb2, reward_pb2
-from rewardloop_server.calls.errors import InvalidRequest, Violation
+from rewardloop_server.calls.errors import EngineStuck, InvalidRequest, Violation
 from rewardloop_server.calls.estimate import estimated_tokens
 from rewardloop_server.calls.vocabulary import STAGES
 from rewardloop_server.doors.call import Call
@@ -30,6 +33,8 @@ from rewardloop_server.scoring.shadow import ShadowScorer
 from rewardloop_server.scoring.tokenize import TokenizePool
 from rewardloop_server.versions.freshness import Freshness
 from rewardloop_server.versions.host import VersionHost
+
+log = structlog.get_logger()
 
 # Called with the manifest, the lane, the number of rows, the seconds of tokenizing and of everything, and the outcome
 # of the batch.
@@ -69,6 +74,8 @@ class GroupScorer:
         self._freshness = freshness
         self._shadow = shadow
         self._trace_stages = trace_stages
+        self._canary_away = metrics.canary_away_total.labels(model=host.model)
+        self._is_canary_away = False  # as of the last group in its share
         # Looking a label set up costs as much as observing, so it is done here and not once a group.
         self._stage_seconds = {
             lane: tuple(metrics.stage_seconds.labels(stage=stage, lane=lane) for stage in STAGES) for lane in LANES
@@ -92,27 +99,70 @@ class GroupScorer:
             DeadlinePassed: The work ahead takes longer than the caller waits.
             InvalidRequest: A response was truncated, and the request refuses that.
             NotLoadable: The model failed on the group.
+            EngineStuck: The engine runs nothing, or the version's server is away, and with it that of the live one.
             InternalError: The model gave a logit that is not finite.
         """
-        lane = lane_of(request)
-        started = time.monotonic()
         key = request.prompt.SerializeToString(deterministic=True)
         pin = request.pin_version if request.HasField("pin_version") else None
         min_version = request.min_version if request.HasField("min_version") else None
         with self._host.lease(pin, min_version, key) as model:
-            tokens = estimated_tokens(request, model.manifest.max_length)
-            with self._batcher.reserved(
-                lane, tokens, call.deadline, call.queue_name, account=call.caller, is_bounded=is_bounded
-            ) as granted:
-                if granted is not None:
-                    await granted
-                rows = await self._tokenizers.encode(model.encoder, request, call.caller, is_bulk=is_bulk)
-            tokenized = time.monotonic()
-            if request.truncation == reward_pb2.TRUNCATION_REFUSED:
-                _refuse_truncated(rows, model.manifest.max_length)
-            scored = await self._scored(model, rows, lane, call)
-            reply = reply_of(model, rows, scored.logits)
-            self._freshness.answered(model.manifest)
+            live = self._live_beside(model, pin, min_version)
+            if live is None:
+                return await self._scored_by(model, request, key, call, is_bounded=is_bounded, is_bulk=is_bulk)
+            if not model.is_away or live.is_away:
+                try:
+                    group = await self._scored_by(model, request, key, call, is_bounded=is_bounded, is_bulk=is_bulk)
+                except EngineStuck:
+                    if self._batcher.is_stuck:
+                        raise
+                else:
+                    self._is_canary_away = False
+                    return group
+        canary = model.manifest
+        with self._host.lease(None, min_version, has_canary=False) as model:
+            group = await self._scored_by(model, request, key, call, is_bounded=is_bounded, is_bulk=is_bulk)
+        self._note_canary_away(canary)
+        return group
+
+    def _live_beside(self, model: Version, pin: str | None, min_version: int | None) -> Version | None:
+        """Return the live version if this is the canary and the request may be answered by either, else None."""
+        live = self._host.live
+        if live is None or live is model or pin is not None:
+            return None
+        return live if min_version is None or int(live.manifest.version) >= min_version else None
+
+    def _note_canary_away(self, canary: Manifest) -> None:
+        self._canary_away.inc()
+        if not self._is_canary_away:
+            self._is_canary_away = True
+            log.warning("canary is away, so the live version answers", model=canary.model, version=canary.version)
+
+    async def _scored_by(
+        self,
+        model: Version,
+        request: reward_pb2.ScoreRequest,
+        key: bytes,
+        call: Call,
+        *,
+        is_bounded: bool,
+        is_bulk: bool,
+    ) -> ScoredGroup:
+        """Score one group by a version that is leased; as of `score`."""
+        lane = lane_of(request)
+        started = time.monotonic()
+        tokens = estimated_tokens(request, model.manifest.max_length)
+        with self._batcher.reserved(
+            lane, tokens, call.deadline, call.queue_name, account=call.caller, is_bounded=is_bounded
+        ) as granted:
+            if granted is not None:
+                await granted
+            rows = await self._tokenizers.encode(model.encoder, request, call.caller, is_bulk=is_bulk)
+        tokenized = time.monotonic()
+        if request.truncation == reward_pb2.TRUNCATION_REFUSED:
+            _refuse_truncated(rows, model.manifest.max_length)
+        scored = await self._scored(model, rows, lane, call)
+        reply = reply_of(model, rows, scored.logits)
+        self._freshness.answered(model.manifest)
         self._shadow.answered(request, key, model.manifest, rows, [each.score for each in reply.scores])
         stages = (tokenized - started, scored.queue_s, scored.run_s, time.monotonic() - started)
         for histogram, seconds in zip(self._stage_seconds[lane], stages, strict=True):

@@ -106,6 +106,11 @@ class VersionHost(Generic[L]):
     def active(self) -> Manifest | None:
         return self._residents.active
 
+    @property
+    def live(self) -> L | None:
+        """The active version itself. Who uses it beyond this turn of the event loop needs a lease."""
+        return self._residents.live
+
     def state(self, version: str) -> model_pb2.VersionState:
         """Return the state of a version in this process."""
         if (state := self._residents.state(version)) is not None:
@@ -113,7 +118,9 @@ class VersionHost(Generic[L]):
         return model_pb2.VERSION_STATE_WARMING if self._warming == version else model_pb2.VERSION_STATE_STORED
 
     @contextmanager
-    def lease(self, pin: str | None = None, min_version: int | None = None, key: bytes = b"") -> Iterator[L]:
+    def lease(
+        self, pin: str | None = None, min_version: int | None = None, key: bytes = b"", *, has_canary: bool = True
+    ) -> Iterator[L]:
         """Lease the version that serves a request; it stays in memory until the block ends.
 
         Without ``pin`` it is the canary if ``key`` falls into the canary's share, else the active version. If only the
@@ -123,12 +130,13 @@ class VersionHost(Generic[L]):
             pin: The number or the digest of the resident version to use.
             min_version: The least number that the version may have.
             key: The prompt's bytes.
+            has_canary: False to act as if there were no canary.
 
         Raises:
             NoModel: No version is active.
             UnknownVersion: No version is as asked for.
         """
-        with self._residents.lease(pin, min_version, key) as loaded:
+        with self._residents.lease(pin, min_version, key, has_canary=has_canary) as loaded:
             yield loaded
 
     @contextmanager

@@ -71,6 +71,11 @@ class Residents(Generic[L]):
     def active(self) -> Manifest | None:
         return self._active.loaded.manifest if self._active else None
 
+    @property
+    def live(self) -> L | None:
+        """The active version itself. Who uses it beyond this turn of the event loop needs a lease."""
+        return self._active.loaded if self._active else None
+
     def beside(self, role: VersionRole) -> Share | None:
         """Return the holder of the role."""
         return self._beside.get(role)
@@ -138,9 +143,9 @@ class Residents(Generic[L]):
         return _STATES.get(self.states().get(version, ""))
 
     @contextmanager
-    def lease(self, pin: str | None, min_version: int | None, key: bytes) -> Iterator[L]:
+    def lease(self, pin: str | None, min_version: int | None, key: bytes, *, has_canary: bool = True) -> Iterator[L]:
         """Lease the version that serves a request; see `VersionHost.lease`."""
-        with self._leased(self._pick(pin, min_version, key)) as loaded:
+        with self._leased(self._pick(pin, min_version, key, has_canary=has_canary)) as loaded:
             yield loaded
 
     @contextmanager
@@ -171,7 +176,7 @@ class Residents(Generic[L]):
             self._draining.pop(slot.version, None)
             slot.loaded.close()
 
-    def _pick(self, pin: str | None, min_version: int | None, key: bytes) -> _Slot[L]:
+    def _pick(self, pin: str | None, min_version: int | None, key: bytes, *, has_canary: bool) -> _Slot[L]:
         """Choose the version as `VersionHost.lease` describes. Raises NoModel or UnknownVersion."""
         if self._active is None:
             raise NoModel(f"no warm {self._model} model", retry_after_ms=500)
@@ -179,7 +184,7 @@ class Residents(Generic[L]):
             choice: Sequence[_Slot[L]] = [
                 s for s in self._slots.values() if pin in (s.version, s.loaded.manifest.digest)
             ]
-        elif (canary := self._beside.get("canary")) is None:
+        elif (canary := self._beside.get("canary")) is None or not has_canary:
             choice = (self._active,)
         else:
             choice = (self._active, self._slots[canary.version])

@@ -72,5 +72,6 @@ def test_bounds_are_wrong_as_often_as_they_say() -> None:
         is_good = rng.random(120) < 0.5
         auc = clustered_auc(shared, is_good, np.ones(120), prompts)
         wrong += [mean.lower(0.05) > 0, auc.lower(0.05) > 0.5]
-    assert (wrong > 25).all()
-    assert (wrong < 80).all()
+    assert 25 < wrong[0] < 80
+    # Of an AUC less often: a good and a bad answer of one prompt, whose scores are equal here, count as two prompts.
+    assert 10 < wrong[1] < 80

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from support.gate_worlds import (
     DIFFERENCES,
+    FIRST,
     GATES,
+    RARER,
     VETOES,
     live_decision,
     ratchet,
@@ -74,8 +76,7 @@ def test_the_version_before_refuses_few_that_are_equal_or_better_and_costs_littl
     assert set(alone) == set(VETOES)
     for prompts in (60, 200, 400):
         rates = alone[f"the version before alone, {prompts} prompts"]
-        # A 95% interval by the bootstrap, which is a little too short for few prompts.
-        assert rates[0] >= 0.975 - slack(0.025, TABLE_RUNS) - (0.01 if prompts == 60 else 0.0)
+        assert rates[0] >= 0.975 - slack(0.025, TABLE_RUNS)
         assert rates[5] >= 0.995
         assert rates[-5] == min(rates.values())
         cost = rows[f"policy, {prompts} prompts"][5] - rows[f"policy, with the version before, {prompts} prompts"][5]
@@ -86,6 +87,51 @@ def test_the_version_before_refuses_few_that_are_equal_or_better_and_costs_littl
 def test_the_version_before_refuses_as_often_as_the_table_says(name: str, points: int) -> None:
     told, found = vetoes()[name][points], VETOES[name](points / 100, 200)
     assert abs(found - told) <= slack(told, 200, 4) + slack(told, TABLE_RUNS, 4), (found, told)
+
+
+def first_versions() -> dict[str, dict[int, float]]:
+    """The rates of the table of first versions, by row and thumbs down."""
+    heading = f"| thumbs down | {' | '.join(map(str, RARER))} |"
+    below = PAGE.read_text(encoding="utf-8").partition(heading)[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (AUC [^|]+) \|(.+)\|$", below, re.MULTILINE)
+    return {
+        name: {n: float(cell) / 100 for n, cell in zip(RARER, cells.split("|"), strict=True)} for name, cells in rows
+    }
+
+
+# The table of first versions is drawn twice as often.
+FIRST_RUNS = 2 * TABLE_RUNS
+
+
+def test_table_of_first_versions_lets_no_random_model_pass_and_power_grows() -> None:
+    told = first_versions()
+    assert set(told) == set(FIRST)
+    for thumbs in (50, 200):
+        random, fair, good = (told[f"AUC {auc:g}, {thumbs} thumbs"] for auc in (0.5, 0.75, 0.9))
+        assert all(rate <= NOMINAL for rate in random.values())
+        for rates in (fair, good):
+            assert list(rates.values()) == sorted(rates.values())
+        assert fair[10] > 0.7
+        assert good[3] > 0.75
+
+
+@pytest.mark.parametrize("rarer", RARER)
+@pytest.mark.parametrize("name", [name for name in FIRST if "AUC 0.9" not in name])
+def test_a_first_version_passes_by_thumbs_as_often_as_the_table_says(name: str, rarer: int) -> None:
+    told, found = first_versions()[name][rarer], FIRST[name](rarer, 300)
+    assert abs(found - told) <= slack(told, 300, 4) + slack(told, FIRST_RUNS, 4), (found, told)
+    if "AUC 0.5" in name:
+        assert found <= NOMINAL + slack(NOMINAL, 300)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rarer", RARER)
+@pytest.mark.parametrize("name", FIRST)
+def test_every_cell_of_the_table_of_first_versions_is_drawn_again(name: str, rarer: int) -> None:
+    told, found = first_versions()[name][rarer], FIRST[name](rarer, 1_500)
+    assert abs(found - told) <= slack(told, 1_500, 4) + slack(told, FIRST_RUNS, 4), (found, told)
+    if "AUC 0.5" in name:
+        assert found <= NOMINAL + slack(NOMINAL, 1_500)
 
 
 @pytest.mark.long

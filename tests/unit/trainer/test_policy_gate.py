@@ -13,8 +13,8 @@ from rewardloop_trainer.evaluation.policy_gate import (
     Answered,
     Fluency,
     FromAnchor,
-    bootstrap_interval,
     judge_policy,
+    share_won,
     win_share,
 )
 from rewardloop_trainer.evaluation.verdict import Verdict
@@ -91,12 +91,26 @@ def test_interval_is_clustered_by_prompt() -> None:
     assert few["gate_win_rate_lower"] <= 0.25
 
 
-def test_bootstrap_interval_has_the_width_of_the_normal_one() -> None:
-    values = np.random.default_rng(1).normal(size=400)
-    lower, upper = bootstrap_interval(values, seed=0)
+def test_interval_of_a_win_rate_has_the_width_of_the_normal_one() -> None:
+    values = np.random.default_rng(1).random(400)
     expected = 1.96 * values.std() / 20
-    assert lower == pytest.approx(values.mean() - expected, abs=0.01)
-    assert upper == pytest.approx(values.mean() + expected, abs=0.01)
+    found = share_won(values)
+    assert found.lower(0.025) == pytest.approx(values.mean() - expected, abs=0.002)
+    assert found.upper(0.025) == pytest.approx(values.mean() + expected, abs=0.002)
+
+
+def test_a_candidate_that_wins_or_loses_every_prompt_by_score_is_not_certain_to() -> None:
+    """The interval narrows with the prompts; resampling equal values gave it no width, with three prompts as well."""
+    lower = []
+    for prompts in (3, 20, 200):
+        wins = judge_policy([[BETTER]] * prompts, [[LIVE]] * prompts, ANY, earlier=[0.0] * prompts)
+        assert wins.figures["gate_score_win_rate"] == 1.0 == wins.figures["gate_score_win_rate_upper"]
+        lower.append(wins.figures["gate_score_win_rate_lower"])
+        assert wins.figures["gate_earlier_win_rate_upper"] == pytest.approx(1 - lower[-1])
+        assert (any(reason.rule == "earlier_version" for reason in wins.reasons)) == (prompts > 3)
+    assert lower == sorted(lower)
+    assert lower[0] < 0.5 < lower[1]
+    assert lower[2] < 1
 
 
 def test_without_a_prompt_nothing_passes() -> None:

@@ -134,6 +134,17 @@ def test_thumbs_alone_refuse_a_bad_model_and_pass_a_good_one() -> None:
     assert outcome.figures["gate_thumb_gain_upper"] < 0
 
 
+@pytest.mark.parametrize("disliked", [0, 1])
+def test_thumbs_of_one_kind_are_no_evidence_and_the_gate_says_which_are_missing(disliked: int) -> None:
+    """However well the one disliked answer scores below the others: at random it is the last one once in sixty."""
+    labels = (np.arange(60) >= disliked).astype(float)
+    best = Readings(np.zeros(0), np.arange(60.0))
+    (reason,) = judge_reward(thumbs(labels), best, None, parity=0.0).reasons
+    assert reason.rule == "evidence"
+    assert f"two with disliked ones (have {disliked} of the rarer kind)" in reason
+    assert judge_reward(thumbs((np.arange(60) >= 2).astype(float)), best, None, parity=0.0).passed
+
+
 def test_a_gain_in_choices_does_not_pay_for_a_loss_in_thumbs() -> None:
     rng = np.random.default_rng(1)
     labels = (rng.random(400) < 0.5).astype(float)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,10 @@ import pytest
 
 from rewardloop_trainer.assessment.measures import measured, share_of
 from rewardloop_trainer.evaluation.clusters import (
+    ClusteredAuc,
     ClusteredMean,
     ClusteredShare,
+    as_difference,
     as_share,
     clustered_auc,
     clustered_mean,
@@ -160,6 +163,94 @@ def test_auc_and_self_normalised_values_have_bounds_of_shares() -> None:
     found = off_policy_value(values, np.ones(40), [str(i) for i in range(40)])
     for value in (found.logged, found.snips):
         assert 0.8 < value.lower < value.estimate < value.upper <= 1
+
+
+def orderings(good: int, bad: int) -> Floats:
+    """The probability of each Mann-Whitney statistic if scores say nothing, (good bad + 1,), by its recursion."""
+    rows = [np.ones(1) for _ in range(bad + 1)]  # of no good answer, by the number of bad ones
+    for g in range(1, good + 1):
+        now = [np.ones(1)]
+        for b in range(1, bad + 1):
+            counts = np.zeros(g * b + 1)
+            counts[b:] += rows[b]  # the highest score is a good answer's: it exceeds all bad ones
+            counts[: len(now[-1])] += now[-1]
+            now.append(counts)
+        rows = now
+    found: Floats = rows[bad] / rows[bad].sum()
+    return found
+
+
+def test_the_null_distribution_of_few_orderings_by_hand() -> None:
+    assert orderings(2, 2) * 6 == pytest.approx([1, 1, 2, 1, 1])
+
+
+@pytest.mark.parametrize("of", [50, 200])
+@pytest.mark.parametrize("rarer", [1, 2, 3, 5, 10])
+def test_a_model_that_scores_at_random_is_taken_for_a_good_one_as_seldom_as_the_gate_says(rarer: int, of: int) -> None:
+    """Computed over all orderings, of the bound that does not depend on how the answers happen to differ."""
+    chance = orderings(rarer, of - rarer)
+    for alpha in (0.025, _GATE_ALPHA):
+        passing = 0.0
+        for statistic in reversed(range(len(chance))):
+            auc = ClusteredAuc(statistic / (len(chance) - 1), 0.0, of, rarer, of - rarer)
+            if auc.lower(alpha) <= 0.5:
+                break
+            passing += float(chance[statistic])
+        assert passing <= 1.03 * alpha
+        assert passing == 0 if rarer == 1 else passing > 0.8 * alpha
+
+
+def test_bounds_of_an_auc_are_mirrored_if_liked_and_disliked_answers_change_places() -> None:
+    chance = np.random.default_rng(3)
+    scores, is_good = chance.normal(size=40), np.arange(40) < 4
+    found, turned = (clustered_auc(scores, kind, np.ones(40), np.arange(40)) for kind in (is_good, ~is_good))
+    assert turned.lower(0.04) == pytest.approx(1 - found.upper(0.04))
+    assert found.rarer == pytest.approx(turned.rarer) == pytest.approx(4)
+
+
+@pytest.mark.parametrize(("rarer", "true"), [(2, 0.75), (3, 0.9), (5, 0.75), (10, 0.9)])
+def test_intervals_of_an_auc_hold_the_truth_with_few_of_the_rarer_kind(rarer: int, true: float) -> None:
+    chance = np.random.default_rng(rarer)
+    is_good, apart = np.arange(60) >= rarer, 2**0.5 * NormalDist().inv_cdf(true)
+    held = []
+    for _ in range(600):
+        found = clustered_auc(chance.normal(size=60) + apart * is_good, is_good, np.ones(60), np.arange(60))
+        held.append(found.lower(0.025) <= true <= found.upper(0.025))
+    assert np.mean(held) >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / 600)
+
+
+@pytest.mark.parametrize("kind", ["weights", "tied scores", "several of a prompt"])
+def test_random_scores_of_unequal_or_tied_answers_are_seldom_taken_for_good_ones(kind: str) -> None:
+    passed = np.zeros(2)
+    for seed in range(1_000):
+        chance = np.random.default_rng(seed)
+        prompts, scores, weights = np.arange(60), chance.normal(size=60), np.ones(60)
+        is_good = prompts >= 3
+        if kind == "weights":
+            weights = chance.exponential(size=60)
+        elif kind == "tied scores":
+            scores = (scores > 0.7).astype(np.float64)
+        else:  # answers of a prompt are much alike, in score and in what people said of them
+            prompts = prompts // 2
+            is_good, scores = prompts >= 2, scores[prompts] + 0.3 * chance.normal(size=60)
+        found = clustered_auc(scores, is_good, weights, prompts)
+        passed += [found.lower(_GATE_ALPHA) > 0.5, ClusteredShare.lower(found, _GATE_ALPHA) > 0.5]
+    assert passed[0] / 1_000 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1_000)
+    assert passed[1] > 1.4 * passed[0]  # by DeLong's error alone
+
+
+def test_a_difference_that_is_the_same_in_all_prompts_leaves_open_what_was_not_seen() -> None:
+    for value in (-1.0, 0.0, 1.0):
+        for number in (3, 20, 500):
+            found = as_difference(clustered_mean(np.full(number, value), np.ones(number), np.arange(number)))
+            unseen = 1 - as_share(of_count(number, number)).lower(0.025)
+            assert found.lower(0.025) == pytest.approx(value - unseen * (value + 1))
+            assert found.upper(0.025) == pytest.approx(value + unseen * (1 - value))
+    differing = clustered_mean(np.array([0.0, 1.0] * 20), np.ones(40), np.arange(40))
+    assert as_difference(differing).lower(0.025) == differing.lower(0.025)
+    one = as_difference(clustered_mean(np.ones(3), np.ones(3), np.zeros(3, dtype=np.int64)))
+    assert (one.lower(0.025), one.upper(0.025)) == (-1.0, 1.0)
+    assert math.isnan(as_difference(clustered_mean(np.zeros(0), np.zeros(0), np.arange(0))).upper(0.025))
 
 
 def test_a_look_at_wins_without_a_loss_has_a_lower_bound_below_1() -> None:

@@ -68,27 +68,40 @@ def test_finished_round_moves_what_is_learned() -> None:
     assert ModelState("5-0", 2, 0.0, ROUND).finished(50.0, "refused") == ModelState("9-1", 3, 50.0, None)
 
 
-def test_a_start_from_the_base_that_did_not_go_live_is_remembered_until_another_one(tmp_path: Path) -> None:
-    fresh, other = replace(ROUND, is_fresh=True), replace(ROUND, signals=90)
+def test_a_start_from_the_base_is_remembered_until_another_one(tmp_path: Path) -> None:
+    fresh, other = replace(ROUND, is_fresh=True), replace(ROUND, until_stream_id="10-0")
+    later = replace(fresh, until_stream_id="11-0", phase="training")
     file = StateFile(tmp_path)
     seen = []
     known = ModelState()
-    for now, outcome in ((fresh, "refused"), (other, "promoted"), (replace(fresh, signals=99), "given_up")):
+    for now, outcome in ((fresh, "refused"), (other, "promoted"), (later, "given_up")):
         known = replace(known, round=now).finished(50.0, outcome)
         file.write(TrainerState().with_model("reward", known))
-        seen.append(StateFile(tmp_path).read().of("reward").fresh_refused)
-    assert seen == [70, 70, 99]
-    assert replace(ModelState(), round=fresh).finished(50.0, "promoted").fresh_refused == 0
+        seen.append(StateFile(tmp_path).read().of("reward").fresh_until)
+    assert seen == ["9-1", "9-1", "11-0"]
+
+
+def test_a_start_from_the_base_that_went_live_is_remembered_because_a_person_may_roll_it_back() -> None:
+    fresh = replace(ROUND, is_fresh=True, phase="promoted")
+    assert replace(ModelState(), round=fresh).finished(50.0, "promoted").fresh_until == "9-1"
+
+
+def test_a_round_that_had_nothing_to_train_on_is_no_start_from_the_base() -> None:
+    nothing = replace(ROUND, is_fresh=True, phase="training")
+    assert replace(ModelState(fresh_until="4-0"), round=nothing).finished(50.0, "refused").fresh_until == "4-0"
+    assert replace(ModelState(), round=nothing).finished(50.0, "skipped").fresh_until == "9-1"  # it fails there
 
 
 def test_a_state_of_an_earlier_release_knows_of_no_such_start(tmp_path: Path) -> None:
     file = StateFile(tmp_path)
     file.write(TrainerState().with_model("reward", ModelState(round=ROUND)))
     raw = json.loads(file.path.read_text())
-    del raw["models"]["reward"]["fresh_refused"], raw["models"]["reward"]["round"]["is_fresh"]
-    file.path.write_text(json.dumps(raw))
-    known = file.read().of("reward")
-    assert (known.fresh_refused, known.round) == (0, ROUND)
+    del raw["models"]["reward"]["fresh_until"], raw["models"]["reward"]["round"]["is_fresh"]
+    for earlier in ({}, {"fresh_refused": 70}):
+        raw["models"]["reward"] |= earlier
+        file.path.write_text(json.dumps(raw))
+        known = file.read().of("reward")
+        assert (known.fresh_until, known.round) == ("", ROUND)
 
 
 def test_round_keys_differ_between_trainers_models_and_rounds() -> None:

@@ -190,6 +190,10 @@ class Ledger:
             return self.row_count
         return self._though_compacted(lambda: self._rows_after(order(stream_id)))
 
+    def rows_through(self, stream_id: str) -> int:
+        """Return how many rows have at most this stream id; none if it is ""."""
+        return self.row_count - self.rows_after(stream_id) if stream_id else 0
+
     def _rows_after(self, low: tuple[int, int]) -> int:
         rows = 0
         for segment in self.segments:

@@ -12,7 +12,13 @@ from rewardloop_trainer.audit.judged import Judged
 from rewardloop_trainer.audit.leanings import ALPHA
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.data.split import prompt_key
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, as_share, clustered_mean
+from rewardloop_trainer.evaluation.clusters import (
+    ClusteredDifference,
+    ClusteredMean,
+    as_difference,
+    as_share,
+    clustered_mean,
+)
 from rewardloop_trainer.evaluation.likelihood import best_slope, calibration_error
 from rewardloop_trainer.reports.parts import Measured
 from rewardloop_trainer.reward.evaluate import Floats, correctness
@@ -39,12 +45,12 @@ class ModelFigures:
     pairs: int
     accuracy: Measured
     length_baseline: float
-    beyond_length: ClusteredMean
+    beyond_length: ClusteredDifference
     accuracy_shorter_won: float
     longer_beyond_people: Measured
     calibration_error: float
     slope: float
-    fondness: ClusteredMean
+    fondness: ClusteredDifference
 
     @property
     def is_testable(self) -> bool:
@@ -78,12 +84,12 @@ def measure_model(pairs: Sequence[Pair], margins: Floats) -> ModelFigures:
     prefers_longer = np.where(lengths == 0, 0.5, np.where(lengths > 0, right, 1 - right))
     shorter = right[lengths < 0]
     baseline = float(weights @ longer_won / weights.sum()) if weights.sum() > 0 else math.nan
-    fondness = clustered_mean(prefers_longer - longer_won, weights, clusters)
+    fondness = as_difference(clustered_mean(prefers_longer - longer_won, weights, clusters))
     return ModelFigures(
         len(pairs),
         _measured(as_share(clustered_mean(right, weights, clusters)), len(pairs)),
         baseline,
-        clustered_mean(right - (longer_won if baseline > 0.5 else 0.5), weights, clusters),
+        as_difference(clustered_mean(right - (longer_won if baseline > 0.5 else 0.5), weights, clusters)),
         float(shorter.mean()) if len(shorter) else math.nan,
         _measured(fondness, len(pairs)),
         calibration_error(margins, weights),

@@ -104,7 +104,7 @@ def _biases(audit: Audit) -> Iterator[tuple[Callable[[float], bool], str]]:
     """
     for each in audit.slices:
         for what, leaning in (("the response they see first", each.first), ("the longer response", each.longer)):
-            if leaning.spread is None:
+            if leaning.bounds is None:
                 continue
             against = "by chance" if leaning is each.first else "than the others do"
             how = "more often" if leaning.leaning.value > 0 else "less often"

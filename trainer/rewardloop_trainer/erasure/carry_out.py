@@ -167,7 +167,7 @@ class Eraser:
         self._register.read()  # with the digests of this erasure
         secrets, events = self._register.known.keys, self._register.events
         asked = Erasures(secrets, pending, events)
-        gone += self._work.erase(asked, self._rows_through)
+        gone += self._work.erase(asked, self._ledger.rows_through)
         self._on_step("shown")
         self._forget_shown(self._register.known)
         gone += erase_shown(self._redis, asked, self._store.reports)
@@ -207,9 +207,6 @@ class Eraser:
                 for aspect in {each.aspect for each in own}
             }
             self._register.add_places(erasure, places)
-
-    def _rows_through(self, stream_id: str) -> int:
-        return self._ledger.row_count - self._ledger.rows_after(stream_id) if stream_id else 0
 
     def _report(self, erasure: Erasure, gone: Counter[str], notes: Sequence[str]) -> None:
         number = self._ledger.erasures.index(erasure.erasure_id) + 1

@@ -17,6 +17,7 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 
 _LEAST_FREEDOM = 2.0
 _ROUNDING = 1e-9  # an error below it is 0, but for rounding
+_BISECTIONS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,85 @@ class ClusteredShare(ClusteredMean):
         return (p * cases + t**2 / 2 + side * t * math.sqrt(max(variance, 0.0) * cases + t**2 / 4)) / (cases + t**2)
 
 
+@dataclass(frozen=True, slots=True)
+class ClusteredDifference(ClusteredMean):
+    """The mean of differences between values in [0, 1], such as of two accuracies. Its bounds stay within -1 and 1.
+
+    If no value differs from the others, other clusters may still: as many as Wilson's bound of a share allows of which
+    none was seen, t^2 / (clusters + t^2).
+    """
+
+    def lower(self, alpha: float) -> float:
+        """The bound that the true mean is below with probability at most about ``alpha``; NaN without values."""
+        least = self.mean - max(self._reach(alpha), self._unseen(alpha) * (self.mean + 1))
+        return math.nan if math.isnan(self.mean) else max(-1.0, least)
+
+    def upper(self, alpha: float) -> float:
+        """The bound that the true mean is above with probability at most about ``alpha``; NaN without values."""
+        most = self.mean + max(self._reach(alpha), self._unseen(alpha) * (1 - self.mean))
+        return math.nan if math.isnan(self.mean) else min(1.0, most)
+
+    def _unseen(self, alpha: float) -> float:
+        """The share of clusters that may differ from all that were seen; 0 if these differ from each other."""
+        squared = self._quantile(alpha) ** 2
+        return squared / (self.clusters + squared) if self.error <= _ROUNDING else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusteredAuc(ClusteredShare):
+    """The probability that a good answer's score exceeds a bad one's. Its bounds stay wide if one kind is rare.
+
+    DeLong's error is estimated from how the answers of each kind differ. A few that happen to be alike make it far too
+    small, and two of them often are. So each bound is the farther of that of `ClusteredShare` and the theta at which
+
+        |AUC - theta| = z sqrt(V(theta)),
+        V(theta) = theta (1 - theta) (1 + k (1 - theta) / (2 - theta) + k theta / (1 + theta)) / (good bad),
+
+    with k = (good + bad) / 2 - 1 (Newcombe 2006, "Confidence intervals for an effect size measure based on the
+    Mann-Whitney statistic", part 2, method 5). V(1/2) is the variance of the Mann-Whitney statistic without any effect.
+
+    Attributes:
+        good: The effective number of clusters with good answers.
+        bad: That of clusters with bad ones.
+    """
+
+    good: float
+    bad: float
+
+    @property
+    def rarer(self) -> float:
+        """The effective number of clusters of the rarer kind."""
+        return min(self.good, self.bad)
+
+    def lower(self, alpha: float) -> float:
+        """The bound that the true value is below with probability at most about ``alpha``; NaN without both kinds."""
+        return math.nan if math.isnan(self.mean) else min(ClusteredShare.lower(self, alpha), self._score(alpha, 0.0))
+
+    def upper(self, alpha: float) -> float:
+        """The bound that the true value is above with probability at most about ``alpha``; NaN without both kinds."""
+        return math.nan if math.isnan(self.mean) else max(ClusteredShare.upper(self, alpha), self._score(alpha, 1.0))
+
+    def _score(self, alpha: float, end: float) -> float:
+        """Return Newcombe's bound between the AUC and ``end``, by bisection."""
+        z = NormalDist().inv_cdf(1 - alpha)
+        k = (self.good + self.bad) / 2 - 1
+        outside, inside = end, self.mean
+        for _ in range(_BISECTIONS):
+            theta = (outside + inside) / 2
+            pairs = 1 + k * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+            reach = z * math.sqrt(theta * (1 - theta) * pairs / (self.good * self.bad))
+            outside, inside = (theta, inside) if abs(self.mean - theta) > reach else (outside, theta)
+        return outside
+
+
 def as_share(mean: ClusteredMean) -> ClusteredShare:
     """Return the mean as one of values that are all in [0, 1]."""
     return ClusteredShare(mean.mean, mean.error, mean.clusters)
+
+
+def as_difference(mean: ClusteredMean) -> ClusteredDifference:
+    """Return the mean as one of values that are all in [-1, 1]."""
+    return ClusteredDifference(mean.mean, mean.error, mean.clusters)
 
 
 def clustered_mean(values: Floats, weights: Floats, clusters: Ints) -> ClusteredMean:
@@ -136,11 +213,11 @@ def effective_clusters(weights: Floats, clusters: Ints) -> float:
     return float(sizes.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
-def clustered_auc(scores: Floats, is_good: npt.NDArray[np.bool_], weights: Floats, clusters: Ints) -> ClusteredShare:
+def clustered_auc(scores: Floats, is_good: npt.NDArray[np.bool_], weights: Floats, clusters: Ints) -> ClusteredAuc:
     """Return the probability that a good answer's score exceeds a bad one's, ties counted half.
 
-    The error is DeLong's (1988), summed over clusters (Obuchowski 1997). What few answers of the rarer kind leave open
-    decides it: with one cluster of either kind it is infinite.
+    The error is DeLong's (1988), summed over clusters (Obuchowski 1997). With one cluster of either kind it is
+    infinite.
 
     Args:
         scores: (n,).
@@ -149,8 +226,9 @@ def clustered_auc(scores: Floats, is_good: npt.NDArray[np.bool_], weights: Float
         clusters: (n,), the number of each answer's cluster.
     """
     good, bad = weights * is_good, weights * ~is_good
-    if not (good.sum() > 0 and bad.sum() > 0):
-        return ClusteredShare(math.nan, math.inf, 0.0)
+    each = effective_clusters(good, clusters), effective_clusters(bad, clusters)
+    if not (rarer := min(each)) > 0:
+        return ClusteredAuc(math.nan, math.inf, effective_clusters(weights, clusters), *each)
     order = np.unique(scores, return_inverse=True)[1]
     good_at, bad_at = np.bincount(order, weights=good), np.bincount(order, weights=bad)
     # The share of the other kind's weight that each answer is on the right side of.
@@ -159,9 +237,8 @@ def clustered_auc(scores: Floats, is_good: npt.NDArray[np.bool_], weights: Float
     auc = float(good @ above_bad / good.sum())
     parts = good * (above_bad - auc) / good.sum() + bad * (below_good - auc) / bad.sum()
     residuals = _sums(parts, clusters)
-    rarer = min(effective_clusters(good, clusters), effective_clusters(bad, clusters))
     error = math.sqrt(rarer / (rarer - 1) * float(residuals @ residuals)) if rarer > 1 + _ROUNDING else math.inf
-    return ClusteredShare(auc, error, effective_clusters(weights, clusters))
+    return ClusteredAuc(auc, error, effective_clusters(weights, clusters), *each)
 
 
 def t_quantile(probability: float, freedom: float) -> float:

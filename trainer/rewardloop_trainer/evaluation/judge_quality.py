@@ -1,7 +1,7 @@
 """How good a judge is on pairs that people judged too: agreement, consistency, biases and calibration, each bounded.
 
-Prompts are the unit. Every figure has a 95% interval over prompts: that of `ClusteredMean` for differences, and that of
-`ClusteredShare` for shares, so that a share of 1 has an interval too.
+Prompts are the unit. Every figure has a 95% interval over prompts: that of `ClusteredDifference` for differences, and
+that of `ClusteredShare` for shares, so that a share of 1 has an interval too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rewardloop_trainer.data.weights.source_weights import SourceWeight, measure_sources, source_key
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints, as_share, clustered_mean
+from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints, as_difference, as_share, clustered_mean
 from rewardloop_trainer.judging.judge import Opinion
 from rewardloop_trainer.judging.pairs.candidates import Candidate, as_records
 
@@ -139,7 +139,7 @@ def _difference(values: Sequence[float], judged: Sequence[Judged]) -> Bounded:
     if not values:
         return Bounded(math.nan, math.nan, math.nan)
     data = np.array(values, dtype=np.float64)
-    return _bounded(clustered_mean(data, np.ones(len(data)), _clusters(judged)))
+    return _bounded(as_difference(clustered_mean(data, np.ones(len(data)), _clusters(judged))))
 
 
 def _bounded(found: ClusteredMean) -> Bounded:

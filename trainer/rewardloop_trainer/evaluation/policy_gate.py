@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rewardloop_trainer.evaluation.clusters import ClusteredShare, as_share, clustered_mean
 from rewardloop_trainer.evaluation.collapse import distinct_2, repeated_4
 from rewardloop_trainer.evaluation.sequential import WinRatePlan
 from rewardloop_trainer.evaluation.verdict import Verdict
 from rewardloop_trainer.policy.settings import PolicyGateLimits
 from rewardloop_trainer.vocabulary import Reason, Rule
 
-_RESAMPLES = 10_000
+_ALPHA = 0.025  # on either side of an interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,20 +182,9 @@ def _anchor_figures(
     }
 
 
-def bootstrap_interval(values: npt.NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """Return 95% bounds of the mean of ``values`` (n,), which are resampled with replacement."""
-    lower, upper = bootstrap_bounds(values[:, None], seed)
-    return float(lower[0]), float(upper[0])
-
-
-def bootstrap_bounds(
-    values: npt.NDArray[np.float64], seed: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return 95% bounds (k,), (k,) of the means of the columns of ``values`` (n, k), whose rows are resampled."""
-    n = len(values)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES)
-    lower, upper = np.quantile(counts @ values / n, (0.025, 0.975), axis=0)
-    return lower, upper
+def share_won(wins: npt.NDArray[np.float64]) -> ClusteredShare:
+    """Return the win rate over prompts, of the share (prompts,) that the candidate won of each."""
+    return as_share(clustered_mean(wins, np.ones(len(wins)), np.arange(len(wins))))
 
 
 def is_liked_less(upper: float) -> bool:
@@ -220,8 +210,8 @@ def _scores(answers: Sequence[Answered]) -> list[float | None]:
 
 
 def _interval(name: str, wins: npt.NDArray[np.float64]) -> dict[str, float]:
-    lower, upper = bootstrap_interval(wins, seed=0)
-    return {name: float(wins.mean()), f"{name}_lower": lower, f"{name}_upper": upper}
+    found = share_won(wins)
+    return {name: found.mean, f"{name}_lower": found.lower(_ALPHA), f"{name}_upper": found.upper(_ALPHA)}
 
 
 def _broken(figures: Mapping[str, float], limits: PolicyGateLimits) -> list[Reason]:

@@ -10,8 +10,10 @@ from typing import Self
 import numpy as np
 
 from rewardloop_trainer.evaluation.clusters import (
+    ClusteredAuc,
     ClusteredMean,
     ClusteredShare,
+    as_difference,
     as_share,
     clustered_auc,
     clustered_mean,
@@ -182,7 +184,7 @@ def beats_chance(evidence: Evidence, model: Readings, rules: RewardGateRules) ->
     """Return why the model is not shown to agree with people, by comparisons or by grades; empty if it is shown."""
     shown = {name: mean for name, mean in agreement(evidence, model).items() if mean.clusters >= rules.least_prompts}
     reasons = [
-        Reason("accuracy", f"{name} {mean.mean:.3f}, by its interval perhaps {mean.lower(rules.alpha):.3f}, is chance")
+        _no_better_than_chance(name, mean, rules.alpha)
         for name, mean in shown.items()
         if not mean.lower(rules.alpha) > 0.5
     ]
@@ -194,6 +196,17 @@ def beats_chance(evidence: Evidence, model: Readings, rules: RewardGateRules) ->
         return reasons
     have = max((mean.clusters for mean in agreement(evidence, model).values()), default=0.0)
     return [too_little(math.ceil(rules.least_prompts - have), have)]
+
+
+def _no_better_than_chance(name: str, found: ClusteredShare, alpha: float) -> Reason:
+    """The reason of a share that is not shown to be above one half, or that says nothing about others."""
+    if isinstance(found, ClusteredAuc):
+        if math.isinf(found.error):
+            text = "needs two held-out prompts with liked answers and two with disliked ones"
+            return Reason("evidence", f"{name}: {text} (have {found.rarer:.0f} of the rarer kind)")
+        name = f"{name} ({found.rarer:.0f} prompts of the rarer kind)"
+    text = f"{name} {found.mean:.3f}, by its interval perhaps {found.lower(alpha):.3f}, is chance"
+    return Reason("accuracy", text)
 
 
 def agreement(evidence: Evidence, model: Readings) -> dict[str, ClusteredShare]:
@@ -247,7 +260,7 @@ def _accuracy_difference(evidence: Evidence, candidate: Readings, live: Readings
     strict = evidence.comparisons.targets == 1.0
     said = evidence.comparisons.where(strict)
     gains = correctness(candidate.margins[strict]) - correctness(live.margins[strict])
-    mean = clustered_mean(gains, said.weights, said.clusters)
+    mean = as_difference(clustered_mean(gains, said.weights, said.clusters))
     bounds = {"": mean.mean, "_lower": mean.lower(0.025), "_upper": mean.upper(0.025)}
     return {f"gate_accuracy_difference{name}": value for name, value in bounds.items() if math.isfinite(value)}
 

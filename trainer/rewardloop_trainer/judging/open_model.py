@@ -36,7 +36,7 @@ def open_chat(
 
     Raises:
         UnusableBase: If the base is no causal language model.
-        OSError: If the file of the key cannot be read.
+        OSError: If the key cannot be used.
         ModuleNotFoundError: If the packages of the extra `judge` are missing.
     """
     chat: Chat

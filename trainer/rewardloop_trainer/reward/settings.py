@@ -194,10 +194,13 @@ class RewardHyperparameters(RewardTraining, HeadChoice):
     fresh_growth: float = Field(
         1.5,
         ge=0,
-        description="a round starts from the base, and learns from all signals that are kept, when these have grown by "
+        description="a round starts from the base, and learns from signals of its whole life, when these have grown by "
         "this factor since the last such version; 0: never",
     )
-    fresh_newest: int = Field(50_000, ge=1, description="newest training records of a round that starts from the base")
+    fresh_newest: int = Field(25_000, ge=1, description="newest training records of a round that starts from the base")
+    fresh_older: int = Field(
+        25_000, ge=0, description="older training records of such a round, drawn from all that are kept"
+    )
     length_control: float = Field(
         0.0,
         ge=0,

@@ -35,9 +35,9 @@ class CurrentRound:
         return self._file.read().round_key(self.model, self.state.number)
 
     @property
-    def fresh_refused(self) -> int:
+    def fresh_until(self) -> str:
         """See `ModelState`."""
-        return self._file.read().of(self.model).fresh_refused
+        return self._file.read().of(self.model).fresh_until
 
     def reach(self, changed: RoundState) -> None:
         """Replace the state of the round, which may be in another phase afterwards."""

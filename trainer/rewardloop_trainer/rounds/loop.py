@@ -210,7 +210,7 @@ class Loop:
             phase="training",
             after_stream_id=state.learned_through,
             until_stream_id=until,
-            signals=self._ledger.row_count - self._ledger.rows_after(until),
+            signals=self._ledger.rows_through(until),
             new_signals=new,
             seed=self._settings.seed * 1_000_003 + number,
             started_at=self._clock(),

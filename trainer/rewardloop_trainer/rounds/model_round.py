@@ -41,7 +41,7 @@ from rewardloop_trainer.reports.page import publish_report, write_report
 from rewardloop_trainer.reports.parts import Cell, Sample
 from rewardloop_trainer.rounds.bulletin.mutes import muted_people
 from rewardloop_trainer.rounds.current_round import CurrentRound
-from rewardloop_trainer.rounds.fresh_start import StartChoice
+from rewardloop_trainer.rounds.fresh_start import StartChoice, begun_start
 from rewardloop_trainer.rounds.live_pointer import is_held, live_version
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
 from rewardloop_trainer.rounds.publish import (
@@ -287,10 +287,22 @@ class ModelRound(ABC):
         if self._stop.is_set():
             raise Interrupted
 
+    @cached_property
+    def _chosen_start(self) -> StartChoice:
+        """Where the round starts: the same also after a restart in the middle of it, if the ledger lost signals."""
+        now = self._current.state
+        if now.start:
+            return begun_start(self._store, self.model, now.parent, now.is_fresh, now.start)
+        return self._choose_start()
+
+    @abstractmethod
+    def _choose_start(self) -> StartChoice:
+        """Choose where a round starts that has not begun to train."""
+
     def _begin_training(self, chosen: StartChoice) -> None:
         """Note where the round starts, before it trains: one from the base is dear, and is not repeated in the next."""
         log.info("start of the round", version=chosen.version, fresh=chosen.is_fresh, reason=chosen.reason)
-        self._current.reach(replace(self._current.state, is_fresh=chosen.is_fresh))
+        self._current.reach(replace(self._current.state, is_fresh=chosen.is_fresh, start=chosen.reason))
 
     def _reach(self, phase: Phase, figures: Mapping[str, float] | None = None) -> None:
         now = self._current.state

@@ -36,7 +36,13 @@ from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.rewards import Reward, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
-from rewardloop_trainer.rounds.fresh_start import FRESH_SIGNALS, StartChoice, choose_policy_start, note_start
+from rewardloop_trainer.rounds.fresh_start import (
+    FRESH_SIGNALS,
+    StartChoice,
+    choose_policy_start,
+    fresh_records,
+    note_start,
+)
 from rewardloop_trainer.rounds.judges.candidate_checks import Asked, CheckedCandidate, UnusableCheck, check_candidate
 from rewardloop_trainer.rounds.judges.earlier_judge import earlier_judge
 from rewardloop_trainer.rounds.judges.own_judge import own_judge
@@ -116,12 +122,13 @@ class PolicyRound(ModelRound):
     def _examples(self) -> tuple[Examples, Examples]:
         """Return what is learned from and what is held out, with the weights of sources as they are measured.
 
-        A start from the base learns from all signals that are kept: the newest, up to the bound.
+        A start from the base learns from signals of its whole life.
         """
         train, heldout = self._replay.train, self._replay.heldout
         if self._chosen_start.is_fresh:
-            kept = (*self._records_of_earlier_rounds(), *self._replay.new)
-            train = kept[-self._settings.policy_fresh_newest :]
+            kept, settings = (*self._records_of_earlier_rounds(), *self._replay.new), self._settings
+            newest, older = settings.policy_fresh_newest, settings.policy_fresh_older
+            train = tuple(fresh_records(kept, newest, older, self._current.state.seed))
         measured, floor = measure_sources((*train, *heldout)), self._settings.reward.source_floor
         return Examples.of(weigh_sources(train, measured, floor)), Examples.of(heldout)
 
@@ -363,8 +370,7 @@ class PolicyRound(ModelRound):
         """What the round trains: the live version, or now and then the base of its line, with all signals anew."""
         return start_from_store(self._store, str(self._chosen_start.version), max_length=0)
 
-    @cached_property
-    def _chosen_start(self) -> StartChoice:
+    def _choose_start(self) -> StartChoice:
         now, settings = self._current.state, self._settings
         return choose_policy_start(
             self._store,
@@ -372,5 +378,6 @@ class PolicyRound(ModelRound):
             now.signals,
             settings.policy_fresh_growth,
             settings.policy.algorithm,
-            self._current.fresh_refused,
+            self._ledger.rows_through,
+            self._current.fresh_until,
         )

@@ -54,7 +54,7 @@ def data_range(
     arrivals = ledger.arrivals(after_stream_id or None, until_stream_id, aspect=aspect)
     if len(arrivals) > _ARRIVAL_SAMPLE:
         arrivals = random.Random(seed).sample(arrivals, _ARRIVAL_SAMPLE)
-    signals = ledger.row_count - ledger.rows_after(until_stream_id)
+    signals = ledger.rows_through(until_stream_id)
     return DataRange(first, until_stream_id, signals, tuple(sorted(arrivals)))
 
 

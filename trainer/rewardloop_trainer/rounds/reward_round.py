@@ -45,7 +45,13 @@ from rewardloop_trainer.reward.lora import has_lora
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.start import NothingToTrain, RewardStart, start_from
 from rewardloop_trainer.reward.train import Progress
-from rewardloop_trainer.rounds.fresh_start import StartChoice, choose_start, note_start, untrained_version
+from rewardloop_trainer.rounds.fresh_start import (
+    StartChoice,
+    choose_start,
+    fresh_records,
+    note_start,
+    untrained_version,
+)
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted
 from rewardloop_trainer.rounds.reward_candidate import choose_weights, load_trained, save_trained
@@ -145,20 +151,21 @@ class RewardRound(ModelRound):
         if not chosen.is_fresh:
             return live, self._records.train
         if chosen.version == self._current.state.parent:
-            return live, self._all_records(live.encoder)
+            return live, self._records_from_base(live.encoder)
         start = start_from(self._store, chosen.version, self._settings.reward, self._current.state.seed, self.model)
-        return start, self._all_records(start.encoder)
+        return start, self._records_from_base(start.encoder)
 
-    def _all_records(self, encoder: Encoder) -> Sequence[Record]:
-        """Return the training records that a start from the base learns from: the newest, up to the bound."""
-        kept = (*self._records_of_earlier_rounds(), *self._replay.new)
-        return readable(kept[-self._settings.reward.fresh_newest :], encoder)
+    def _records_from_base(self, encoder: Encoder) -> Sequence[Record]:
+        """Return the training records that a start from the base learns from."""
+        kept, settings = (*self._records_of_earlier_rounds(), *self._replay.new), self._settings.reward
+        drawn = fresh_records(kept, settings.fresh_newest, settings.fresh_older, self._current.state.seed)
+        return readable(drawn, encoder)
 
-    @cached_property
-    def _chosen_start(self) -> StartChoice:
+    def _choose_start(self) -> StartChoice:
         now, settings = self._current.state, self._settings.reward
         growth = 0.0 if is_delta(self._start(), settings) else settings.fresh_growth
-        return choose_start(self._store, now.parent, now.signals, growth, self.model, self._current.fresh_refused)
+        fresh_until, rows_through = self._current.fresh_until, self._ledger.rows_through
+        return choose_start(self._store, now.parent, now.signals, growth, rows_through, fresh_until, self.model)
 
     def _export(self) -> None:
         start, model = self._start(), self._trained()

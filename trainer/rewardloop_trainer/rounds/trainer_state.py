@@ -54,7 +54,8 @@ class RoundState:
         erasures: How many erasures the ledger had behind it when the round began. Signals of a later one may have been
             learned in the round.
         metrics: Figures of training and gate.
-        is_fresh: Whether it has begun to train from the base, with all signals that are kept.
+        is_fresh: Whether it has begun to train from the base.
+        start: Why it trains from the weights that it trains from; "" before that is chosen.
     """
 
     number: int
@@ -72,6 +73,12 @@ class RoundState:
     erasures: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     is_fresh: bool = False
+    start: str = ""
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether the round has trained, so that there is a candidate."""
+        return self.phase != "training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +90,25 @@ class ModelState:
         rounds: How many rounds have ended.
         ended_at: When the last one ended, in Unix seconds; 0 before the first.
         round: The round under way, if any.
-        fresh_refused: The ``signals`` of the last round that trained from the base and whose version did not go live;
-            0 for none.
+        fresh_until: The ``until_stream_id`` of the last round that trained from the base, also if its version was
+            refused, or went live and was rolled back; "" for none. A round that was refused because it had nothing to
+            train on is no such round. The place is kept and no number of signals, because a ledger can lose some.
     """
 
     learned_through: str = ""
     rounds: int = 0
     ended_at: float = 0.0
     round: RoundState | None = None
-    fresh_refused: int = 0
+    fresh_until: str = ""
 
     def finished(self, ended_at: float, outcome: RoundEnd) -> ModelState:
         """Return the state after the round under way has ended."""
         ended = self.round
         if ended is None:
             raise ValueError("no round is under way")
-        is_refused_start = ended.is_fresh and outcome != "promoted"
-        refused = ended.signals if is_refused_start else self.fresh_refused
-        return ModelState(ended.until_stream_id, self.rounds + 1, ended_at, None, refused)
+        is_fresh = ended.is_fresh and (outcome != "refused" or ended.has_trained)
+        fresh_until = ended.until_stream_id if is_fresh else self.fresh_until
+        return ModelState(ended.until_stream_id, self.rounds + 1, ended_at, None, fresh_until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,4 +224,6 @@ def _model(raw: Mapping[str, Any]) -> ModelState:
     now = raw["round"]
     if now is not None and now["phase"] not in PHASES:
         raise CorruptState(f"unknown phase {now['phase']!r}")
-    return ModelState(**{**raw, "round": None if now is None else RoundState(**now)})
+    # A build before the place was kept noted a number of signals, which says nothing of those that are there now.
+    known = {name: value for name, value in raw.items() if name != "fresh_refused"}
+    return ModelState(**{**known, "round": None if now is None else RoundState(**now)})

@@ -151,7 +151,7 @@ class Pools:
             log.warning("the pools are ahead of the round: reading them from the ledger again", model=asked.model)
             self._forget(ledger, asked.model)
             known, pooled = None, ""
-        if known is not None and _rows_through(ledger, known[3]) > known[4]:
+        if known is not None and ledger.rows_through(known[3]) > known[4]:
             log.info("signals were archived late: reading the pools from the ledger again", model=asked.model)
             pooled = ""
         self._take_in(ledger, asked, pooled, begins, learned=asked.after if known is None else str(known[3]))
@@ -362,7 +362,7 @@ class Pools:
         )
 
     def _note(self, ledger: Ledger, asked: RoundRange, begins: str) -> None:
-        seen, changes = _rows_through(ledger, asked.until), self._sides.changes
+        seen, changes = ledger.rows_through(asked.until), self._sides.changes
         row = (asked.model, begins, asked.after, asked.until, seen, changes)
         self._connection.execute("INSERT OR REPLACE INTO model VALUES (?, ?, ?, ?, ?, ?)", row)
 
@@ -371,10 +371,6 @@ class Pools:
         with self._database.step(held):
             for table, column in (("signal", "model"), ("fresh", "model"), ("model", "name")):
                 self._connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (model,))
-
-
-def _rows_through(ledger: Ledger, stream_id: str) -> int:
-    return ledger.row_count - ledger.rows_after(stream_id) if stream_id else 0
 
 
 def _place_of(stream_id: str) -> int:

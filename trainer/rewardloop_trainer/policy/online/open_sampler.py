@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rewardloop.formats.text import Encoder
+from rewardloop.process.secret_files import read_secret
 from rewardloop_trainer.policy.online.sampler import Sampler, SamplerError
 from rewardloop_trainer.policy.online_settings import OnlineSettings, VllmSettings
 
@@ -56,9 +57,7 @@ def open_sampler(
 
 def _key(vllm: VllmSettings) -> str:
     """Read the key to show to the server; "" without one. Raises `SamplerError`."""
-    from rewardloop.process.http_servers import read_api_key  # as above
-
     try:
-        return read_api_key(vllm.api_key_file)
-    except (OSError, ValueError) as error:
+        return read_secret(vllm.api_key_file)
+    except OSError as error:
         raise SamplerError(f"online.vllm.api_key_file: {error}") from error
