@@ -93,7 +93,8 @@ def test_a_second_pass_draws_the_dropout_of_the_first() -> None:
     assert torch.equal(torch.get_rng_state(), after)
 
 
-def test_the_loss_may_relate_any_sequences() -> None:
+@pytest.mark.parametrize("in_step", [False, True])
+def test_the_loss_may_relate_any_sequences(in_step: bool) -> None:
     layer, inputs = nn.Linear(3, 2), torch.randn(5, 3)
 
     def loss_of(outputs: Tensor) -> Tensor:
@@ -103,7 +104,9 @@ def test_the_loss_may_relate_any_sequences() -> None:
     assert layer.weight.grad is not None
     whole = layer.weight.grad.clone()
     layer.zero_grad()
-    loss, outputs = backward_in_parts([1, 2, 3, 4, 5], lambda rows: layer(inputs[list(rows)]), loss_of, 1, World())
+    loss, outputs = backward_in_parts(
+        [1, 2, 3, 4, 5], lambda rows: layer(inputs[list(rows)]), loss_of, 1, World(), in_step=in_step
+    )
     torch.testing.assert_close(layer.weight.grad, whole)
     torch.testing.assert_close(outputs, layer(inputs).detach())
     assert loss.item() == pytest.approx(loss_of(layer(inputs)).item())

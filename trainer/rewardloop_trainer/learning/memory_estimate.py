@@ -100,8 +100,8 @@ def estimate_memory(
         if not settings.shard or processes == 1:
             return MemoryEstimate(weights, gradients, _MOMENTS * values, work)
         work += _gathered_bytes(model, trunk)
-    held = [-(-part // processes) for part in (weights, gradients, _MOMENTS * values)]
-    return MemoryEstimate(*held, work)
+    weights, gradients, moments = (-(-part // processes) for part in (weights, gradients, _MOMENTS * values))
+    return MemoryEstimate(weights, gradients, moments, work)
 
 
 def check_memory(config: Any, settings: LearnerSettings, trainer: Trainer, *, tokens: int, longest: int) -> None:

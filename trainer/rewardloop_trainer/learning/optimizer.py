@@ -76,7 +76,7 @@ class RoundingAdamW(torch.optim.Optimizer):
         gradient = parameter.grad
         assert gradient is not None
         tensors = [local(t) for t in (parameter.data, gradient, state["exp_avg"], state["exp_avg_sq"])]
-        for weight, slope, mean, square in zip(*(t.view(-1).split(_PART) for t in tensors), strict=True):
+        for weight, slope, mean, square in zip(*(torch.split(t.view(-1), _PART) for t in tensors), strict=True):
             _update_part(weight, slope.float(), mean, square, group, steps, generator)
 
 

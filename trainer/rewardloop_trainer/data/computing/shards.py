@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 Rows = TypeVar("Rows")
@@ -78,7 +78,7 @@ def divide(
         parameter.data = parameter.data.contiguous()  # no other is divided
     for module in (*layers, part if root is None else root):
         # The root's weights, too, which are the embeddings: they are often a large part of a small model.
-        made = cast(FSDPModule, fully_shard(module, mesh=mesh, reshard_after_forward=True))
+        made = fully_shard(module, mesh=mesh, reshard_after_forward=True)
         made.set_gradient_divide_factor(1.0)
         made.set_force_sum_reduction_for_comms(True)  # gloo knows no other
     if root is None:
@@ -132,12 +132,12 @@ def holder_of(tensor: Tensor) -> int:
 
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, in the same memory."""
-    return cast(Tensor, tensor.to_local()) if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a tensor. All processes make this call."""
-    return cast(Tensor, tensor.full_tensor()) if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_in_first(tensor: Tensor) -> Tensor:
