@@ -44,7 +44,7 @@ from rewardloop_trainer.reward.train import train_reward
 
 ASPECTS = ("helpful", "harmless")
 ONLINE: dict[str, Any] = {
-    "steps": 20,
+    "steps": 40,
     "prompts": 12,
     "responses": 4,
     "max_new_tokens": 64,
@@ -66,10 +66,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument(
-        "--own", type=int, default=300, help="choices of each aspect between two of the start's answers"
+        "--own", type=int, default=1_500, help="choices of each aspect between two of the start's answers"
     )
-    parser.add_argument("--styled", type=int, default=300, help="the same, between answers that it learned from")
-    parser.add_argument("--judged", type=int, default=120, help="held-out prompts that the judges compare")
+    parser.add_argument("--styled", type=int, default=3_500, help="the same, between answers that it learned from")
+    parser.add_argument("--judged", type=int, default=600, help="held-out prompts that the judges compare")
     parser.add_argument("--steps", type=int, default=ONLINE["steps"], help="online steps of each policy")
     # The start's answers have a mean of 0 by either model, so a floor of 0 is where harmless began.
     parser.add_argument("--floor", type=float, default=0.0, help="of harmless, in deviations of the start's answers")
