@@ -16,6 +16,7 @@ import grpc
 import pytest
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from safetensors.torch import load_file
 from support.judge_endpoint import judge_endpoint, rates
 from support.learning_runs import learning_seed
 from support.policy_versions import publish_policy, quick_policy
@@ -221,14 +222,34 @@ def test_two_processes_write_one_policy(command: list[str], tmp_path: Path) -> N
         assert both.figures["score"] == pytest.approx(alone.figures["score"], abs=1e-6)
 
 
+def dpo_flags(store: ModelStore, directory: Path) -> list[str]:
+    """The flags of a run from pairs, which asks no server, without its output."""
+    rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "bbbb"} for i in range(16)]
+    (directory / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--base", str(store.fetch("policy", 1)), "--prompts", str(directory / "pairs.jsonl")]
+    flags += ["--heldout-share", "0", "--learning-rate", "2e-3", "--batch-pairs", "8", "--server", "127.0.0.1:1"]
+    return [*flags, "--seed", str(learning_seed())]
+
+
+@pytest.mark.learning
+@pytest.mark.long
+def test_two_processes_that_divide_the_policy_write_that_of_one(store: ModelStore, tmp_path: Path) -> None:
+    flags = [*dpo_flags(store, tmp_path), "--algorithm", "dpo", "--torch-threads", "1"]
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    argv += ["-m", "rewardloop_trainer.commands.policy_train", *flags, "--shard", "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert policy_cli.main([*flags, "--out", str(tmp_path / "one")]) == 0
+    alone, together = (load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("one", "two"))
+    assert alone.keys() == together.keys()
+    assert all((together[name] - value).norm() <= 1e-4 * value.norm() for name, value in alone.items())
+
+
 @pytest.mark.learning
 def test_dpo_learns_from_pairs_without_a_server(store: ModelStore, tmp_path: Path) -> None:
-    rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "bbbb"} for i in range(16)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = ["--base", str(store.fetch("policy", 1)), "--prompts", str(tmp_path / "pairs.jsonl"), "--out"]
-    flags += [str(tmp_path / "out"), "--heldout-share", "0", "--learning-rate", "2e-3", "--batch-pairs", "8"]
-    flags += ["--seed", str(learning_seed())]
-    assert policy_cli.main([*flags, "--epochs", "8", "--server", "127.0.0.1:1"]) == 0
+    flags = [*dpo_flags(store, tmp_path), "--out", str(tmp_path / "out")]
+    assert policy_cli.main([*flags, "--epochs", "8"]) == 0
     figures = json.loads((tmp_path / "out" / "policy" / "run.json").read_text())["figures"]
     assert figures["train_accuracy"] > 0.85  # of all steps, the first included
     assert [row.step for row in read_steps(tmp_path / "out" / "report")] == list(range(1, 17))

@@ -133,6 +133,24 @@ def test_a_killed_command_goes_on_to_the_weights_of_an_uninterrupted_one(tmp_pat
         assert torch.equal(value, weights(out)[name]), name
 
 
+@pytest.mark.learning
+@pytest.mark.long
+def test_two_processes_that_divide_the_model_write_the_files_of_one(tmp_path: Path, base: Path) -> None:
+    data = write_rows(tmp_path / "data.jsonl", 48)
+    more = ("--checkpoint-every-steps", "2")
+    assert sft_cli.main(command(base, data, tmp_path / "one", *more)) == 0
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    argv += ["-m", "rewardloop_trainer.commands.sft", *command(base, data, tmp_path / "two", *more, "--shard")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    alone, together = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert alone.keys() == together.keys()
+    assert all((together[name] - value).norm() <= 1e-4 * value.norm() for name, value in alone.items())
+    for path in (tmp_path / "one").iterdir():
+        if path.name != "model.safetensors":
+            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
 def test_a_stopped_run_goes_on_and_packing_takes_the_same_steps(tmp_path: Path) -> None:
     settings = SftSettings.model_validate({"epochs": 2, "batch_examples": 8, "learning_rate": 1e-3})
     whole, stopped, resumed, packed = (small_llama(1).double() for _ in range(4))

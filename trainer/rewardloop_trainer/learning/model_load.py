@@ -115,8 +115,8 @@ def prepare(model: nn.Module, trunk: nn.Module, settings: LearnerSettings) -> No
 def divide_causal_lm(model: Any, device: torch.device) -> None:
     """Divide a causal LM among the processes, in place; it has all of its parameters by now (`shards.divide`)."""
 
-    def logits(ids: Tensor) -> Tensor:
-        found: Tensor = model(input_ids=ids, use_cache=False).logits
+    def logits() -> Tensor:
+        found: Tensor = model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False).logits
         return found
 
     head_of(model)  # it is tried once, on the whole model

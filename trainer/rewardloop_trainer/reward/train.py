@@ -165,8 +165,9 @@ def train_reward(
     prepare(model, model.trunk, settings)
     try:
         if settings.shard:
-            layers = layer_stack(model.trunk)
-            divide(model, model.trunk, layers, partial(_logits, model), device_of(settings))
+            shortest = min((s for e in encoded.examples for s in e.sequences), key=lambda s: len(s.ids))
+            idle = partial(forward, model, [shortest], encoder.format.pad)
+            divide(model, model.trunk, layer_stack(model.trunk), idle, device_of(settings))
         run = RewardRun(model, encoder, encoded, validation, settings, checkpoint_dir, on_progress, should_stop)
         return run.to_the_end()
     finally:
@@ -174,11 +175,6 @@ def train_reward(
         if has_weights(model):
             model.cpu()
             set_type(model, torch.float32)
-
-
-def _logits(model: RewardModel, ids: Tensor) -> Tensor:
-    found: Tensor = model(ids, torch.ones_like(ids))
-    return found
 
 
 def add_parts(model: RewardModel, settings: RewardTraining) -> None:

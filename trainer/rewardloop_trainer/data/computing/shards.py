@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -43,12 +42,12 @@ class _Shards:
 
     Attributes:
         root: What is to be called for a computation with the whole model; None if the model's own parts see to it.
-        idle: Runs the model on token ids, (1, 2), and returns a tensor that depends on all that learns.
+        idle: Runs the model on anything, and returns a tensor that depends on all that learns.
         before: The modules of what is divided, each with its class and its hooks from before.
     """
 
     root: _Root | None
-    idle: Callable[[Tensor], Tensor]
+    idle: Callable[[], Tensor]
     before: Sequence[tuple[nn.Module, type[nn.Module], dict[str, Any]]]
 
 
@@ -56,7 +55,7 @@ def divide(
     model: nn.Module,
     part: nn.Module,
     layers: Iterable[nn.Module],
-    idle: Callable[[Tensor], Tensor],
+    idle: Callable[[], Tensor],
     device: torch.device,
 ) -> None:
     """Divide a model's weights among all processes, in place, and move them to the device. No process waits.
@@ -68,7 +67,7 @@ def divide(
         part: What is divided: the model itself, which is then computed with by `within` alone, or a module of it. The
             weights outside of it stay whole, and are moved to the device.
         layers: The modules of ``part`` whose weights are gathered apart from each other.
-        idle: Runs the model on token ids, (1, 2), and returns a tensor that depends on all that learns.
+        idle: Runs the model on anything short, and returns a tensor that depends on all that learns.
         device: Where the parts are held.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
@@ -113,9 +112,8 @@ def in_step(model: nn.Module, groups: Sequence[Rows]) -> Iterator[Rows]:
     most = torch.tensor(len(groups))
     dist.all_reduce(most, dist.ReduceOp.MAX)
     yield from groups
-    idle = partial(shards.idle, torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device))
     for _ in range(int(most) - len(groups)):
-        found = within(model, idle)
+        found = within(model, shards.idle)
         if found.requires_grad:
             (found.float().sum() * 0.0).backward()  # type: ignore[no-untyped-call]
 
