@@ -33,7 +33,7 @@ class Unread(RewardRound):
 
     _records: Any = Manifest  # never read for a start from the base
 
-    def _all_records(self, encoder: Any) -> Any:
+    def _records_from_base(self, encoder: Any) -> Any:
         return ()
 
 

@@ -20,7 +20,7 @@ class ExportSettings(ProcessSettings, HeadChoice):
 
     basic_settings = (
         *("base", "store", "model", "max_length", "layout", "heads", "new_heads", "label_weights", "step_scores"),
-        *("step_token", "anchors", "onnx", "served_as"),
+        *("step_token", "onnx", "served_as"),
     )
     setting_groups = (
         ("new_heads", "Trained heads"),
