@@ -60,7 +60,7 @@ def run(  # noqa: PLR0913 - the options of the command
     if as_json:
         print(json.dumps(_fields(result)))
     else:
-        _print_table(responses, result)
+        _print_table(responses, result, model)
     return 0
 
 
@@ -165,7 +165,7 @@ def _parts(result: ScoreResult) -> dict[str, object]:
     }
 
 
-def _print_table(responses: list[str], result: ScoreResult) -> None:
+def _print_table(responses: list[str], result: ScoreResult, model: str) -> None:
     table = Table("score", "±", "logit", "tokens", *(part.name for part in result.parts), "response")
     for i in sorted(range(len(responses)), key=lambda i: -result.scores[i].score):
         text, s = responses[i], result.scores[i]
@@ -180,7 +180,7 @@ def _print_table(responses: list[str], result: ScoreResult) -> None:
     console.print(table)
     t = result.timings
     console.print(
-        f"{'mixtures' if result.parts else 'reward'} version {result.model_version.version};"
+        f"{'mixtures' if result.parts else model or 'reward'} version {result.model_version.version};"
         f" queue {t.queue_us} us, tokenize {t.tokenize_us} us, run {t.run_us} us",
         highlight=False,
     )

@@ -13,6 +13,8 @@ from functools import partial
 
 import structlog
 
+from rewardloop.formats.mixing.mixture_file import BadMixtures, read_mixtures
+from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import StoreError
 from rewardloop_client import RewardloopError
 from rewardloop_local.filled_store import refuse_ignored, served_lines
@@ -63,7 +65,9 @@ class Deployment:
         try:
             for base in plan.bases_to_export():
                 check_base_path(base)
-        except UnusableBase as error:
+            if plan.mixtures is not None:
+                read_mixtures(plan.mixtures, {REWARD, *plan.reward_models})
+        except (UnusableBase, BadMixtures) as error:
             raise DeploymentError(str(error)) from error
         if problems := port_problems(plan):
             raise DeploymentError("\n".join(problems))

@@ -210,3 +210,15 @@ def test_a_proxy_of_the_environment_is_not_asked_for_loopback_addresses(up: Up, 
         assert client.score("alpha", ["beta"]).values
     process.terminate()
     assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_wrong_file_of_mixtures_is_named_before_a_model_is_exported(up: Up, tmp_path: Path) -> None:
+    file = tmp_path / "mixtures.toml"
+    file.write_text('version = "1"\n[mixtures.product.parts.harmless]\nfloor = 0.0\npenalty = 3.0\n')
+    done = subprocess.run([*up.argv(), f"--mixtures={file}"], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    problem = [line for line in done.stderr.splitlines() if line.startswith("rewardloop up: ")]
+    assert len(problem) == 1
+    assert str(file) in problem[0]
+    assert "harmless" in problem[0]
+    assert not (up.data / "logs" / "serve.log").exists()

@@ -228,3 +228,14 @@ def test_a_wrong_key_ends_the_run_at_once(tmp_path: Path) -> None:
     with judge_endpoint(biased(better, first=0.0, error=0.0), faults=faults) as endpoint:
         assert main(arguments(endpoint, tmp_path, "--data", str(data), "--out", str(tmp_path / "o"))) == 1
     assert len(endpoint.asked) <= 8
+
+
+def test_an_endpoint_without_its_package_ends_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = rows(tmp_path / "pairs.jsonl", 2)
+    monkeypatch.setattr("rewardloop_trainer.judging.open_model.find_spec", lambda name: None)
+    with judge_endpoint(biased(better, first=0.0, error=0.0)) as endpoint:
+        assert main(arguments(endpoint, tmp_path, "--data", str(data), "--out", str(tmp_path / "o"))) == 1
+    assert "rewardloop judge: --endpoint needs the package openai: pip install" in capsys.readouterr().err
+    assert endpoint.asked == []

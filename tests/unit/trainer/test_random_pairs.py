@@ -12,11 +12,12 @@ import pytest
 from rewardloop.formats.text import Turn
 from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2
 from rewardloop_trainer.assessment.reward_models.agreement import Choices, strict_margins
-from rewardloop_trainer.assessment.reward_models.report import agreement_section
+from rewardloop_trainer.assessment.reward_models.report import agreement_section, choice_samples
 from rewardloop_trainer.data.preferences import Pair, from_event, from_events
 from rewardloop_trainer.evaluation.clusters import ClusteredMean
 from rewardloop_trainer.evaluation.evidence import Readings, evidence_of
 from rewardloop_trainer.evaluation.reward_gate import model_figures
+from rewardloop_trainer.reports.parts import Samples
 
 _SAMPLED, _RANDOM_SHARE = 6, 0.2
 _PAIRS = math.comb(_SAMPLED, 2)
@@ -133,3 +134,16 @@ def test_the_report_shows_both_accuracies_and_says_if_nothing_is_known() -> None
     section, figures = agreement_section(unknown, {"7": np.ones(9)}, None, _NO_AUC)
     assert "random_pairs" not in figures
     assert "No choice says with which probability" in str(section.parts)
+
+
+def test_samples_show_first_where_models_differ_though_one_counts_characters() -> None:
+    pairs = tuple(Pair((Turn("user", f"q{i}"),), "x" * (100 + i), "y") for i in range(4))
+    few = np.ones(4)
+    choices = Choices(pairs, few, np.arange(4), np.arange(4))
+    reward, longer = np.array([0.2, 0.2, -0.4, 0.2]), np.array([99.0, 100.0, 101.0, 102.0])
+    (samples,) = choice_samples(choices, {"reward 1": reward, "the longer answer": longer}).parts
+    assert isinstance(samples, Samples)
+    figures = [sample.figures["disagreement"] for sample in samples.samples]
+    assert "q2" in samples.samples[0].prompt
+    assert figures == sorted(figures, reverse=True)
+    assert max(figures) < 4

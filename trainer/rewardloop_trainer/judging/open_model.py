@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from rewardloop_trainer.chat_settings import AskedModel, JudgingModel
+from rewardloop_trainer.data.unusable_base import UnusableBase
 from rewardloop_trainer.judging.asked_chat import AskedChat, CallOutcome, Patience
 from rewardloop_trainer.judging.chat import Chat
 from rewardloop_trainer.judging.chat_judge import ChatJudge, Unjudged, Voting
@@ -35,13 +37,14 @@ def open_chat(
         on_call: Called with the outcome of every attempt.
 
     Raises:
-        UnusableBase: If the base is no causal language model.
+        UnusableBase: If the base is no causal language model, or the packages of the extra `judge` are missing.
         OSError: If the key cannot be used.
-        ModuleNotFoundError: If the packages of the extra `judge` are missing.
     """
     chat: Chat
     if settings.endpoint:
-        from rewardloop_trainer.judging.endpoint import Endpoint, EndpointChat  # needs openai
+        if find_spec("openai") is None:
+            raise UnusableBase("--endpoint needs the package openai: pip install 'rewardloop[judge]'")
+        from rewardloop_trainer.judging.endpoint import Endpoint, EndpointChat
 
         chat = EndpointChat(Endpoint(settings.endpoint, settings.model, settings.key(), settings.timeout_s))
     else:

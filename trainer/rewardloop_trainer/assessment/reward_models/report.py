@@ -206,17 +206,22 @@ def over_optimisation_section(
 
 
 def choice_samples(choices: Choices, margins: Mapping[str, Floats], seed: int = 0) -> Section:
-    """Show choices side by side, the ones on which two models differ most first."""
+    """Show choices side by side, the ones on which two models differ most first.
+
+    They differ by their margins, each divided by the root of the model's mean squared margin, because margins of
+    different models have different scales.
+    """
     names = list(margins)
     first = margins[names[0]]
     other = margins[names[1]] if len(names) > 1 else np.zeros(len(first))
-    order = np.argsort(-np.abs(first - other), kind="stable")[:_MOST_SAMPLES]
+    apart = np.abs(_scaled(first) - _scaled(other))
+    order = np.argsort(-apart, kind="stable")[:_MOST_SAMPLES]
     samples = []
     for i in order:
         pair = choices.pairs[i]
         figures = {
             f"margin of {names[0]}": float(first[i]),
-            "disagreement": float(abs(first[i] - other[i])),
+            "disagreement": float(apart[i]),
             "longer by": float(len(pair.chosen) - len(pair.rejected)),
         }
         right = ["right" if correctness(first[i : i + 1])[0] == 1 else "wrong"]
@@ -225,6 +230,11 @@ def choice_samples(choices: Choices, margins: Mapping[str, Floats], seed: int = 
         samples.append(Sample(conversation_text(pair.prompt), sides, figures, marks))
     note = f"{len(samples):,} of {len(choices):,} choices"
     return Section("samples", "Samples", [Samples("choices", samples, note=note)])
+
+
+def _scaled(margins: Floats) -> Floats:
+    size = float(np.sqrt(np.mean(np.square(margins)))) if len(margins) else 0.0
+    return margins / size if size > 0 else margins
 
 
 def overfit_section(
