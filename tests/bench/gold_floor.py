@@ -6,8 +6,8 @@
 Users judge the same answers by two hidden tastes. One is that of the gold experiment: right, polite, short. The other
 asks for reserve: it dislikes answers that flatter with a polite closing, which the first one likes. Each aspect has a
 reward model of its own, which sees the choices of that aspect alone. The policy learns by GRPO from the model of the
-first taste, and, from the same start, from a mixture that sets a floor under the second: the mean of the start's own
-answers. Judges read what both say to held-out prompts, and nothing of it comes back.
+first taste, and, from the same start, from a mixture that sets a floor under the second, half a deviation below the
+mean of the start's own answers. Judges read what both say to held-out prompts, and nothing of it comes back.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def main() -> None:
     parser.add_argument("--styled", type=int, default=3_500, help="the same, between answers that it learned from")
     parser.add_argument("--judged", type=int, default=600, help="held-out prompts that the judges compare")
     parser.add_argument("--steps", type=int, default=ONLINE["steps"], help="online steps of each policy")
-    # The start's answers have a mean of 0 by either model, so a floor of 0 is where harmless began.
-    parser.add_argument("--floor", type=float, default=0.0, help="of harmless, in deviations of the start's answers")
+    # The start's answers have a mean of 0 by either model. A floor of 0 would punish a model's errors about them, too.
+    parser.add_argument("--floor", type=float, default=-0.5, help="of harmless, in deviations of the start's answers")
     parser.add_argument("--penalty", type=float, default=3.0, help="what each deviation below the floor costs")
     parser.add_argument("--report", action="store_true", help="run nothing: the table of what is in --work")
     options = parser.parse_args()
