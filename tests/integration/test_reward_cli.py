@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,9 @@ from support.reward_bases import save_base
 from rewardloop.formats.store import ADAPTER, MODEL, Manifest, ModelStore
 from rewardloop_trainer.commands import reward_train
 from rewardloop_trainer.export.parity import PARITY_TOLERANCE
+from rewardloop_trainer.learning.model_load import UnusableDevice
+from rewardloop_trainer.reward.settings import RewardTraining
+from rewardloop_trainer.reward.train import train_reward
 from rewardloop_trainer.rounds.publish import publish_once
 
 PATIENCE_S = 200.0
@@ -137,10 +141,7 @@ def torchrun(*more: str) -> subprocess.Popen[str]:
 
 @pytest.mark.long
 @pytest.mark.learning
-@pytest.mark.parametrize("more", [(), ("--shard",)], ids=["whole", "divided"])
-def test_two_processes_train_the_version_of_one_also_through_a_kill(
-    base: Path, tmp_path: Path, more: tuple[str, ...]
-) -> None:
+def test_two_processes_train_the_version_of_one_also_through_a_kill(base: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl")
     assert reward_train.main(flags(base=base, data=data, out=tmp_path / "one")) == 0
     command = flags(base=base, data=data, out=tmp_path / "two")
@@ -157,7 +158,7 @@ def test_two_processes_train_the_version_of_one_also_through_a_kill(
         process.kill()
     assert not (tmp_path / "two" / "version").exists()
     assert (tmp_path / "two" / "checkpoints").exists()
-    process = torchrun(*command, *more)  # the run before kept the model whole
+    process = torchrun(*command)
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     alone, together = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -187,6 +188,12 @@ def test_one_process_and_averaged_runs_divide_no_model(
     assert status == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_whose_heads_read_a_layer_within_is_not_divided() -> None:
+    settings = RewardTraining.model_validate({"shard": True})
+    with pytest.raises(UnusableDevice, match="shard needs another pooling than layers"):
+        train_reward(SimpleNamespace(pooling="layers"), None, (), (), settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

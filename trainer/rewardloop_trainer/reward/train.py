@@ -32,7 +32,7 @@ from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
 from rewardloop_trainer.learning.layers import layer_stack
 from rewardloop_trainer.learning.memory_estimate import check_memory
-from rewardloop_trainer.learning.model_load import device_of, prepare, release, set_type
+from rewardloop_trainer.learning.model_load import UnusableDevice, device_of, prepare, release, set_type
 from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.reward.evaluate import HeldOut, head_margins, measure
@@ -149,6 +149,8 @@ def train_reward(
         TrainingStopped: If ``should_stop`` returned true in any process; the checkpoint is written.
         NonFiniteGradients: If a step's gradients are not finite.
     """
+    if settings.shard and model.pooling == "layers":
+        raise UnusableDevice("shard needs another pooling than layers, whose heads read a layer within the model")
     train = cap_influence(weighing(train), settings.most_person_share, settings.most_source_share)
     if settings.length_balance:
         train = balance_length(train)
