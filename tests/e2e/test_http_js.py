@@ -42,7 +42,7 @@ def test_the_javascript_client_works_unchanged(up: HttpDeployment, tmp_path: Pat
     assert found["text"] == found["whole"]
     assert found["chunks"] > 10
     print(f"first to last: {found['firstToLastMs']:.0f} ms in {found['chunks']} chunks")
-    assert found["firstToLastMs"] > 10
+    assert found["firstToLastMs"] > 2  # all at once would be less
     assert len(found["two"]) == 2
     assert found["usage"]["total_tokens"] > 10
     assert found["models"][0] == "policy"
