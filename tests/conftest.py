@@ -21,7 +21,7 @@ from rewardloop_local.redis_server import EmbeddedRedis
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# What tests start would inherit that nohup or a runner ignores a terminal's end, and outlive it.
+# Processes inherit an ignored SIGHUP, which nohup and some runners set. Tests need theirs to end with a terminal.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # By default rich draws each traceback with its local variables, which takes seconds for the arrays of an engine's run.

@@ -8,7 +8,7 @@ from rewardloop_demo.record import DemoRecord
 
 
 def not_shown(demo: DemoRecord) -> list[str]:
-    """What the demo should have shown and did not, as sentences; empty if it has shown everything.
+    """Return a sentence for each thing that a demo has to show and this one did not.
 
     One new version of each model is enough: a gate is right to refuse those after it that are not shown to be better.
     """

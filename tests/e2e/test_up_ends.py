@@ -105,6 +105,11 @@ def _started(up: Up, log: Path, environment: Mapping[str, str] | None = None) ->
         )
 
 
+def _problems(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return the lines of its own that `rewardloop up` ended with."""
+    return [line for line in done.stderr.splitlines() if line.startswith("rewardloop up: ")]
+
+
 def test_after_its_supervisor_was_killed_the_next_one_names_what_runs_and_down_ends_it(up: Up, tmp_path: Path) -> None:
     first = _started(up, tmp_path / "log")
     pids = _until_up(up, tmp_path / "log", first)
@@ -119,7 +124,7 @@ def test_after_its_supervisor_was_killed_the_next_one_names_what_runs_and_down_e
 
     second = subprocess.run(up.argv(), capture_output=True, text=True, timeout=PATIENCE_S)
     assert second.returncode == 1
-    problem = [line for line in second.stderr.splitlines() if line.startswith("rewardloop up: ")]
+    problem = _problems(second)
     assert len(problem) == 1
     assert all(f"{name} (pid {pid})" in problem[0] for name, pid in pids.items())
     assert f"'rewardloop down --data {up.data}'" in problem[0]
@@ -173,7 +178,7 @@ def test_taken_ports_are_named_one_a_line_and_nothing_starts(up: Up) -> None:
             taken.enter_context(socket.create_server(("127.0.0.1", up.ports[name])))
         done = subprocess.run(up.argv(), capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 1
-    assert [line for line in done.stderr.splitlines() if line.startswith("rewardloop up: ")] == [
+    assert _problems(done) == [
         f"rewardloop up: port {up.ports['listen']} (--listen) is in use",
         f"rewardloop up: port {up.ports['trainer-metrics-port']} (--trainer-metrics-port) is in use",
     ]
@@ -217,8 +222,7 @@ def test_a_wrong_file_of_mixtures_is_named_before_a_model_is_exported(up: Up, tm
     file.write_text('version = "1"\n[mixtures.product.parts.harmless]\nfloor = 0.0\npenalty = 3.0\n')
     done = subprocess.run([*up.argv(), f"--mixtures={file}"], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 1
-    problem = [line for line in done.stderr.splitlines() if line.startswith("rewardloop up: ")]
-    assert len(problem) == 1
-    assert str(file) in problem[0]
-    assert "harmless" in problem[0]
+    (problem,) = _problems(done)
+    assert str(file) in problem
+    assert "harmless" in problem
     assert not (up.data / "logs" / "serve.log").exists()

@@ -51,7 +51,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes made that divided the model."""
+    """Run each algorithm once in two processes that divide the model, and return their directory."""
     directory = tmp_path_factory.mktemp("divided")
     process = torchrun(directory, *DIVIDED, "bytes", "shard-bytes")
     output, _ = process.communicate(timeout=PATIENCE_S)

@@ -23,7 +23,7 @@ class NoLogits(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """What a reply says.
+    """A reply to a request for logits.
 
     Attributes:
         outputs: The classifier's outputs, (rows, outputs).

@@ -201,7 +201,7 @@ def restore_training(model: nn.Module, optimizer: Optimizer, tensors: Mapping[st
 
 
 def _held(parameters: Mapping[str, nn.Parameter], name: str, tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor of the checkpoint that belongs to a parameter and has its shape."""
+    """Return this process's part of a checkpoint's tensor with a parameter's shape; other tensors as they are."""
     kind, _, own = name.partition(".")
     parameter = parameters.get(own.partition(".")[2] if kind == "optimizer" else own)
     return tensor if parameter is None or tensor.shape != parameter.shape else as_held(tensor, parameter)

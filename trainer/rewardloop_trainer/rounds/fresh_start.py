@@ -75,7 +75,7 @@ def choose_start(
         return StartChoice(live, False, "starts from the base are off")
     learned = _signals_of_last_fresh(store, model, live, rows_through)
     base = untrained_version(store, model, live)
-    # What has learned nothing has nothing to go on from.
+    # A round never waits to start from the base while the base itself is live.
     other = rows_through(fresh_until) if fresh_until and base != live else 0
     last, tried = ("the last fresh start, which is not live", other) if other > learned else (_LAST, learned)
     if signals < growth * tried:

@@ -41,7 +41,7 @@ from rewardloop_trainer.reports.page import publish_report, write_report
 from rewardloop_trainer.reports.parts import Cell, Sample
 from rewardloop_trainer.rounds.bulletin.mutes import muted_people
 from rewardloop_trainer.rounds.current_round import CurrentRound
-from rewardloop_trainer.rounds.fresh_start import StartChoice, begun_start
+from rewardloop_trainer.rounds.fresh_start import StartChoice, begun_start, fresh_records
 from rewardloop_trainer.rounds.live_pointer import is_held, live_version
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
 from rewardloop_trainer.rounds.publish import (
@@ -252,11 +252,12 @@ class ModelRound(ABC):
         with self._pools_in_use():
             return self._weighed(load_judged(self._settings.work_dir / POOLS, self.model, self._limits))
 
-    def _records_of_earlier_rounds(self) -> tuple[Record, ...]:
-        """The training records that are kept of all rounds before this one, in stream order."""
-        self._replay  # noqa: B018 - the pools take this round's signals first
+    def _records_of_life(self, newest: int, older: int) -> Sequence[Record]:
+        """Return what a start from the base learns of this round's and all earlier records (`fresh_records`)."""
+        new = self._replay.new  # the pools take this round's signals first
         with self._pools_in_use():
-            return self._weighed(load_trained(self._settings.work_dir / POOLS, self.model, self._limits))
+            earlier = self._weighed(load_trained(self._settings.work_dir / POOLS, self.model, self._limits))
+        return fresh_records((*earlier, *new), newest, older, self._current.state.seed)
 
     @contextmanager
     def _pools_in_use(self) -> Iterator[None]:

@@ -40,7 +40,6 @@ from rewardloop_trainer.rounds.fresh_start import (
     FRESH_SIGNALS,
     StartChoice,
     choose_policy_start,
-    fresh_records,
     note_start,
 )
 from rewardloop_trainer.rounds.judges.candidate_checks import Asked, CheckedCandidate, UnusableCheck, check_candidate
@@ -126,9 +125,8 @@ class PolicyRound(ModelRound):
         """
         train, heldout = self._replay.train, self._replay.heldout
         if self._chosen_start.is_fresh:
-            kept, settings = (*self._records_of_earlier_rounds(), *self._replay.new), self._settings
-            newest, older = settings.policy_fresh_newest, settings.policy_fresh_older
-            train = tuple(fresh_records(kept, newest, older, self._current.state.seed))
+            settings = self._settings
+            train = tuple(self._records_of_life(settings.policy_fresh_newest, settings.policy_fresh_older))
         measured, floor = measure_sources((*train, *heldout)), self._settings.reward.source_floor
         return Examples.of(weigh_sources(train, measured, floor)), Examples.of(heldout)
 

@@ -48,7 +48,6 @@ from rewardloop_trainer.reward.train import Progress
 from rewardloop_trainer.rounds.fresh_start import (
     StartChoice,
     choose_start,
-    fresh_records,
     note_start,
     untrained_version,
 )
@@ -157,9 +156,8 @@ class RewardRound(ModelRound):
 
     def _records_from_base(self, encoder: Encoder) -> Sequence[Record]:
         """Return the training records that a start from the base learns from."""
-        kept, settings = (*self._records_of_earlier_rounds(), *self._replay.new), self._settings.reward
-        drawn = fresh_records(kept, settings.fresh_newest, settings.fresh_older, self._current.state.seed)
-        return readable(drawn, encoder)
+        settings = self._settings.reward
+        return readable(self._records_of_life(settings.fresh_newest, settings.fresh_older), encoder)
 
     def _choose_start(self) -> StartChoice:
         now, settings = self._current.state, self._settings.reward

@@ -129,7 +129,7 @@ def holder_of(tensor: Tensor) -> int:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, in the same memory."""
+    """Return the part of a tensor that this process holds, in the same memory; the tensor itself if it is whole."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
