@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.chromium import PHONE, chromium, grave_violations, width_of
+from support.chromium import PHONE, chromium, expect, grave_violations, width_of
 from support.consoles import GuardedRewardloop, console_on_a_port
 
 from rewardloop_client import NewTask, RedisUnavailable
@@ -55,7 +56,7 @@ def press(page: Page, key: str) -> None:
     lease = page.locator("#task").get_attribute("data-lease")
     page.wait_for_timeout(300)  # a key right after a new task is not taken for an answer to it
     page.keyboard.press(key)
-    page.wait_for_function("lease => document.getElementById('task').dataset.lease !== lease", arg=lease)
+    page.wait_for_function("before => document.getElementById('task').getAttribute('data-lease') !== before", arg=lease)
 
 
 def until_answered(page: Page, count: int) -> None:
@@ -82,7 +83,7 @@ def test_twenty_pairs_by_keyboard_then_a_ranking_grades_an_edit_and_one_taken_ba
         page.wait_for_url("**/console/label/shop")
         for i in range(20):
             press(page, "12t"[i % 3])
-        assert page.locator("#count").inner_text() == "20 answered, 3 left for you"
+        expect(page.locator("#count")).to_have_text("20 answered, 3 left for you")
         page.wait_for_timeout(300)
         for key in "312":
             page.keyboard.press(key)
@@ -98,10 +99,10 @@ def test_twenty_pairs_by_keyboard_then_a_ranking_grades_an_edit_and_one_taken_ba
         page.keyboard.press("Control+a")
         page.keyboard.type("h\nand i")
         press(page, "Control+Enter")
-        assert page.get_by_role("heading", name="All done").is_visible()
+        expect(page.get_by_role("heading", name="All done")).to_be_visible()
         press(page, "u")
-        assert "You had said: Response 1 was edited." in page.locator("#task").inner_text()
-        assert page.locator("#edited-text").input_value() == "h\nand i"
+        expect(page.locator("#task")).to_contain_text("You had said: Response 1 was edited.")
+        expect(page.locator("#edited-text")).to_have_value("h\nand i")
         assert [event.WhichOneof("signal") for event in fake.events[-3:]] == ["ranking", "rating", "rating"]
         page.wait_for_timeout(300)
         page.keyboard.press("c")
@@ -136,11 +137,11 @@ def test_a_response_that_means_harm_does_nothing(browser: Browser) -> None:
             page.on("dialog", lambda dialog: pytest.fail(dialog.message))
             page.goto(f"{url}/console/label/shop")
             page.keyboard.press("m")
-            assert page.locator(".source").first.is_visible()
+            expect(page.locator(".source").first).to_be_visible()
             page.keyboard.press("m")
-            assert page.title().startswith("shop")
+            expect(page).to_have_title(re.compile("^shop"))
             assert width_of(page) <= size["width"]
-            assert page.locator("#task img, #task script, #task iframe").count() == 0
+            expect(page.locator("#task img, #task script, #task iframe")).to_have_count(0)
             assert grave_violations(page) == []
             page.close()
     assert {request.split("/")[2] for request in requests} == {url.removeprefix("http://")}
@@ -173,7 +174,7 @@ def test_every_state_of_the_page_is_accessible_and_fits_a_phone(browser: Browser
         page.keyboard.press("s")
         check("skip")
         page.keyboard.press("Control+Enter")
-        assert "Say why" in page.locator("#notice").inner_text()
+        expect(page.locator("#notice")).to_contain_text("Say why")
         check("notice")
         page.keyboard.press("Escape")
         press(page, "1")
@@ -222,7 +223,7 @@ def test_keys_send_only_what_the_labeller_has_said(browser: Browser) -> None:
         page = browser.new_page(viewport=PHONE)
         page.goto(f"{url}/console/label/shop")
         page.wait_for_timeout(300)
-        assert page.locator(".ranking .place").count() == 3
+        expect(page.locator(".ranking .place")).to_have_count(3)
         page.keyboard.press("Enter")
         page.get_by_text("You have moved nothing.").wait_for()
         page.locator(".ranking li").first.focus()
@@ -245,7 +246,7 @@ def test_keys_send_only_what_the_labeller_has_said(browser: Browser) -> None:
         assert len(fake.events) == 1
         page.locator("#grade-1").fill("0.5")
         press(page, "Enter")
-        assert abs(page.locator("#task").bounding_box()["y"]) < 1  # type: ignore[index]
+        page.wait_for_function("Math.abs(document.getElementById('task').getBoundingClientRect().y) < 1")
         page.wait_for_timeout(300)
         page.keyboard.press("e")
         page.keyboard.type("g")
@@ -273,7 +274,7 @@ def test_an_answer_on_its_way_outlives_a_lost_network_and_a_closed_tab(browser: 
         page = context.new_page()
         page.goto(f"{url}/console/label/shop")
         until_answered(page, 1)
-        assert page.evaluate("Object.keys(localStorage)") == []
+        page.wait_for_function("Object.keys(localStorage).length === 0")
         page.close()
         context.close()
     (given,) = fake.labelling.answers("shop")
@@ -287,7 +288,7 @@ def test_services_that_are_away_for_a_while_lose_no_answer_and_a_draft_outlives_
         page.goto(f"{url}/console/label/shop")
         page.locator("#edited-text").fill("half of a")
         page.reload()
-        assert page.locator("#edited-text").input_value() == "half of a"
+        expect(page.locator("#edited-text")).to_have_value("half of a")
         fake.fail("answer", RedisUnavailable("Redis is away", retry_after_s=1.0), times=4)
         page.wait_for_timeout(300)
         page.locator("#edited-text").press("Control+Enter")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from support.chromium import PHONE, chromium, grave_violations, width_of
+from support.chromium import PHONE, chromium, expect, grave_violations, width_of
 from support.consoles import GuardedRewardloop, console_on_a_port
 from support.loops import REASON, busy_fake
 
@@ -45,42 +45,42 @@ def test_a_version_is_promoted_and_rolled_back_letters_are_handled_and_a_person_
     with console_on_a_port(fake) as url:
         page = browser.new_page()
         page.goto(f"{url}/console/watch")
-        assert page.get_by_text("reward: 37 more comparisons.").is_visible()
-        assert page.get_by_text(REASON).is_visible()
+        expect(page.get_by_text("reward: 37 more comparisons.")).to_be_visible()
+        expect(page.get_by_text(REASON)).to_be_visible()
         page.get_by_role("link", name="reward 8").click()
-        assert page.get_by_role("heading", name="Where the candidate is worse").is_visible()
-        assert page.get_by_text(REASON).is_visible()
-        assert page.locator("svg.curve").count() == 2
-        assert page.title() == "reward round 8 · rewardloop"
+        expect(page.get_by_role("heading", name="Where the candidate is worse")).to_be_visible()
+        expect(page.get_by_text(REASON)).to_be_visible()
+        expect(page.locator("svg.curve")).to_have_count(2)
+        expect(page).to_have_title("reward round 8 · rewardloop")
 
         page.get_by_role("link", name="Decide").click()
         page.get_by_role("link", name="Promote reward 2").click()
-        assert page.get_by_text("loaded and warmed beside version 1").is_visible()
+        expect(page.get_by_text("loaded and warmed beside version 1")).to_be_visible()
         page.get_by_label("Reason").fill("it is better")
         page.get_by_role("button", name="Promote: reward version 2").click()
-        assert page.get_by_text("The version is live.").is_visible()
+        expect(page.get_by_text("The version is live.")).to_be_visible()
         assert fake.get_version("reward").version == "2"
         page.get_by_role("link", name="Roll reward back to 1").click()
-        assert page.get_by_text("Trainers are held").is_visible()
+        expect(page.get_by_text("Trainers are held")).to_be_visible()
         page.get_by_role("button", name="Roll reward back to version 1").click()
-        assert page.get_by_text("The version before is live again.").is_visible()
+        expect(page.get_by_text("The version before is live again.")).to_be_visible()
         assert fake.get_version("reward").version == "1"
-        assert page.get_by_text("held", exact=True).is_visible()
+        expect(page.get_by_text("held", exact=True)).to_be_visible()
 
         page.get_by_role("link", name="Watch").click()
         page.locator("#dead-letters").click()
         page.get_by_role("button", name="Put back").first.click()
-        assert page.get_by_text("The signal is in the stream again.").is_visible()
+        expect(page.get_by_text("The signal is in the stream again.")).to_be_visible()
         page.get_by_role("button", name="Discard…").click()
         page.get_by_role("button", name="Discard it").click()
-        assert page.get_by_text("The letter was discarded.").is_visible()
+        expect(page.get_by_text("The letter was discarded.")).to_be_visible()
         assert (fake.loop.requeued, fake.loop.letters) == (["1700000000001-0"], [])
 
         page.get_by_role("link", name="People").click()
         page.get_by_role("link", name="Mute user-17").click()
         page.get_by_label("Reason").fill("a shared account")
         page.get_by_role("button", name="Mute").click()
-        assert page.get_by_role("link", name="Hear user-17").is_visible()
+        expect(page.get_by_role("link", name="Hear user-17")).to_be_visible()
         page.close()
     (person,) = [each for each in fake.operations.people().people if each.HasField("mute")]
     assert (person.caller, person.annotator_id) == ("shop", "user-17")
@@ -94,7 +94,7 @@ def test_watch_renews_itself_and_keeps_the_keyboard_where_it_was(browser: Browse
         page.get_by_role("link", name="reward 8").focus()
         fake.loop.waiting_for["reward"] = "reward: 36 more comparisons."
         page.get_by_text("reward: 36 more comparisons.").wait_for(timeout=30_000)
-        assert page.evaluate("document.activeElement.textContent") == "reward 8"
+        page.wait_for_function("document.activeElement.textContent === 'reward 8'")
         page.close()
 
 
@@ -106,7 +106,7 @@ def test_a_report_cannot_run_or_load_anything(browser: Browser) -> None:
         page = browser.new_page()
         page.goto(f"{url}/console/compare/reports/r1")
         page.frame_locator("iframe.report").get_by_role("heading", name="Report").wait_for()
-        assert page.title() == "reward: 2 <b> · rewardloop"
+        expect(page).to_have_title("reward: 2 <b> · rewardloop")
         with pytest.raises(TimeoutError):
             beacon.accept()
         page.close()
@@ -137,7 +137,7 @@ def test_the_sign_in_page_has_no_grave_violation_and_fits_a_phone(browser: Brows
         page = context.new_page()
         page.goto(f"{url}/console/watch")
         for given in ("rlt_" + "x" * 200, token):
-            assert page.get_by_label("Token").is_visible()
+            expect(page.get_by_label("Token")).to_be_visible()
             assert grave_violations(page) == []
             assert width_of(page) <= PHONE["width"]
             page.get_by_label("Token").fill(given)
@@ -165,19 +165,18 @@ def test_a_person_is_erased_after_a_look_at_what_learned_from_them(browser: Brow
         page.get_by_role("link", name="What to do").click()
         page.get_by_label("The person's id").fill("user-17")
         page.get_by_role("button", name="Show what learned").click()
-        assert page.get_by_text("It has not answered yet").is_visible()
+        expect(page.get_by_text("It has not answered yet")).to_be_visible()
         check("the trainer has not answered")
         fake._answers[LIST_TAUGHT_VERSIONS] = answer
         page.locator("#taught-versions").wait_for(timeout=60_000)  # the page asks again by itself
-        assert page.locator("#taught-versions tbody tr").all_inner_texts() == [
-            "reward\t2\tlearned from this person",
-            "policy\t2\tdescends from a version that did",
-        ]
+        expect(page.locator("#taught-versions tbody tr")).to_have_text(
+            ["reward 2 learned from this person", "policy 2 descends from a version that did"], use_inner_text=True
+        )
         assert len(fake.events) == 1
         check("what learned")
         page.get_by_label("once more").fill("user-17")
         page.get_by_role("button", name="Erase for good").click()
-        assert page.get_by_text("The person is erased.").is_visible()
+        expect(page.get_by_text("The person is erased.")).to_be_visible()
         check("progress")
         assert "user-17" not in page.url
         context.close()
@@ -190,7 +189,7 @@ def test_rows_are_cards_on_a_phone_and_the_menu_is_one_line(browser: Browser, pa
         page = browser.new_page(viewport=PHONE)
         page.goto(f"{url}/console/{path}")
         tables = page.locator("main table").filter(visible=True)
-        assert tables.count() > 0
+        expect(tables).not_to_have_count(0)
         for box in (each.bounding_box() for each in (*tables.all(), *page.locator("main table a").all())):
             assert box is not None
             assert box["x"] >= 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support.chromium import chromium
+from support.chromium import chromium, expect
 from support.deployments_with_http import HttpDeployment, http_deployment
 
 from rewardloop_client import NewTask, RewardloopClient
@@ -41,7 +41,8 @@ def test_twenty_pairs_of_a_signed_in_person_are_in_the_ledger(browser: Browser, 
         page.get_by_label("Token").fill(up.tokens["anna"])
         page.get_by_role("button", name="Sign in").click()
         page.get_by_role("link", name="shop", exact=True).click()
-        assert page.get_by_role("navigation").get_by_role("link").all_inner_texts() == ["Label"]
+        page.wait_for_url("**/console/label/shop")
+        expect(page.get_by_role("navigation").get_by_role("link")).to_have_text(["Label"])
         for done in range(PAIRS + 1):
             is_pair = page.locator("#task").get_attribute("data-mode") == "choice"
             page.wait_for_timeout(300)

@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 from support.tools import missing, tool
 
+try:
+    from playwright.sync_api import expect, sync_playwright
+except ImportError:
+    expect = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+__all__ = ["PHONE", "chromium", "expect", "grave_violations", "width_of"]
+
+# How long a page may take on a machine that does much beside it.
+_PATIENCE_MS = 30_000
 # Headless, and silent: it asks nobody for updates.
 _FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -25,12 +34,11 @@ _GRAVE = ("serious", "critical")
 def chromium() -> Iterator[Browser]:
     """The Chromium of this machine. Without it, or without Playwright, the test is skipped or failed."""
     path = tool("chromium", "chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError as error:
-        missing(f"Playwright cannot be imported: {error}")
+    if expect is None:
+        missing("Playwright is not installed")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
+        expect.set_options(timeout=_PATIENCE_MS)
         yield browser
         browser.close()
 
