@@ -41,7 +41,6 @@ def trial(model: RewardModel, export: Export, pairs: list[Pair]) -> Trial:
         lambda: pair_margins(model, export.encoder, pairs, NO_SHARE),
         sequences,
         NO_SHARE,
-        0,
     )
 
 

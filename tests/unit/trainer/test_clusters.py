@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rewardloop_trainer.evaluation.clusters import clustered_auc, clustered_mean, effective_clusters, t_quantile
+from rewardloop_trainer.clusters import clustered_auc, clustered_mean, effective_clusters, t_quantile
 
 
 def test_mean_of_single_values_has_the_usual_standard_error() -> None:

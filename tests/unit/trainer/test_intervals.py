@@ -9,8 +9,8 @@ from rewardloop_trainer.assessment.checks import no_worse
 from rewardloop_trainer.assessment.measures import mean_of
 from rewardloop_trainer.assessment.policies.ladder import fit_ladder
 from rewardloop_trainer.assessment.policies.length_controlled import length_controlled
+from rewardloop_trainer.clusters import Ints, clustered_mean, two_way_mean
 from rewardloop_trainer.data.logistic import sigmoid
-from rewardloop_trainer.evaluation.clusters import Ints, clustered_mean, two_way_mean
 from rewardloop_trainer.reward.evaluate import Floats
 
 

@@ -103,7 +103,17 @@ def test_thumbs_of_one_version_meet_those_of_the_other_in_their_order() -> None:
     # up against down 1, up against up 1/2, down against up 0.
     assert figures_after(*new, *old) == (3, 0.5)
     assert figures_after(new[0], old[0], old[1]) == (1, 1.0)
-    assert figures_after(old[0], old[1], new[0], new[1]) == (2, 0.75)
+    assert figures_after(new[0], old[0], old[1], new[1]) == (2, 0.75)
+
+
+def test_what_people_said_before_the_candidate_was_shown_does_not_use_up_the_test() -> None:
+    earlier = [single(OLD, **thumb(True)) for _ in range(SETTINGS.max_preferences)]
+    test = LiveTest(NEW, OLD, SETTINGS)
+    assert {test.add(event) for event in earlier} == {"running"}
+    assert test.figures["live_preferences"] == 0
+    for event in (single(NEW, **thumb(True)), single(OLD, **thumb(False)), duel(**choice(0, 1))):
+        assert test.add(event) == "running"
+    assert (test.figures["live_preferences"], test.figures["live_people"]) == (3, 2)
 
 
 def test_ratings_meet_as_their_share_of_the_scale() -> None:

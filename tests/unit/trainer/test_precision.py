@@ -7,7 +7,7 @@ import pytest
 
 from rewardloop.formats.text import Turn
 from rewardloop_trainer.data.preferences import Pair
-from rewardloop_trainer.export.precision import LEAST_PAIRS, PrecisionChoice, agreement, judge
+from rewardloop_trainer.export.precision import LEAST_PAIRS, PrecisionChoice, accuracy_difference, agreement, judge
 from rewardloop_trainer.export.weight_rounding import LIMIT, PAIR_LIMIT, round_weights
 
 
@@ -48,6 +48,17 @@ def test_accuracy_that_falls_beyond_noise_is_a_reason() -> None:
     worse[::10] = -1.0
     _, reasons = judge(_pairs(len(margins)), margins, worse)
     assert any("accuracy" in r for r in reasons)
+
+
+def test_the_interval_of_an_accuracy_lost_is_over_prompts() -> None:
+    # 80 of 400 orders change, from right to wrong: -0.2, standard error sqrt(0.2 * 0.8 / 400) = 0.02.
+    was, now = np.ones(400), np.where(np.arange(400) < 80, -1.0, 1.0)
+    apart = accuracy_difference(_pairs(400), now, was)
+    assert apart.mean == pytest.approx(-0.2)
+    assert (apart.lower(0.025), apart.upper(0.025)) == pytest.approx((-0.24, -0.16), abs=0.002)
+    together = accuracy_difference([_pairs(10)[i // 40] for i in range(400)], now, was)
+    assert together.mean == pytest.approx(-0.2)
+    assert together.error > 3 * apart.error
 
 
 def test_too_few_pairs_prove_nothing() -> None:

@@ -13,8 +13,8 @@ from rewardloop.formats.text import Turn
 from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2
 from rewardloop_trainer.assessment.reward_models.agreement import Choices, strict_margins
 from rewardloop_trainer.assessment.reward_models.report import agreement_section, choice_samples
+from rewardloop_trainer.clusters import ClusteredMean
 from rewardloop_trainer.data.preferences import Pair, from_event, from_events
-from rewardloop_trainer.evaluation.clusters import ClusteredMean
 from rewardloop_trainer.evaluation.evidence import Readings, evidence_of
 from rewardloop_trainer.evaluation.reward_gate import model_figures
 from rewardloop_trainer.reports.parts import Samples

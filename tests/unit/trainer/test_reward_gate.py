@@ -14,7 +14,6 @@ from rewardloop.formats.text import Turn
 from rewardloop_trainer.data.preferences import Labelled, Pair, RankedList, Record, TiedPair
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, Statements, evidence_of
 from rewardloop_trainer.evaluation.reward_gate import Contest, RewardGateRules, judge_reward
-from rewardloop_trainer.reward.evaluate import accuracy_difference
 from rewardloop_trainer.reward.settings import RewardTraining
 
 Floats = npt.NDArray[np.float64]
@@ -188,37 +187,6 @@ def test_thumbs_and_ratings_are_evidence_with_the_weight_that_training_gives_the
     )
     assert found.grades.targets.tolist() == [1.0, 0.25]
     assert found.grades.weights.tolist() == [0.5, 0.25]
-
-
-def test_pairs_of_one_prompt_are_not_independent() -> None:
-    pairs = [Pair((Turn("user", str(i)),), "a", "b") for i in range(400)]
-    same = [Pair((Turn("user", str(i // 40)),), "a", "b") for i in range(400)]
-    apart = accuracy_difference(pairs, margins(240, 400), margins(200, 400))
-    together = accuracy_difference(same, margins(240, 400), margins(200, 400))
-    assert together.estimate == apart.estimate
-    assert together.upper - together.lower > 3 * (apart.upper - apart.lower)
-
-
-def test_the_interval_is_that_of_the_normal_approximation_and_repeatable() -> None:
-    # Gains of +1 on 80 and 0 on 320 of 400 prompts: mean 0.2, standard error sqrt(0.2 * 0.8 / 400) = 0.02.
-    pairs = [Pair((Turn("user", str(i)),), "a", "b") for i in range(400)]
-    candidate, live = margins(400, 400), margins(320, 400)
-    found = accuracy_difference(pairs, candidate, live)
-    assert found == accuracy_difference(pairs, candidate, live)
-    assert found.lower == pytest.approx(0.2 - 1.96 * 0.02, abs=0.004)
-    assert found.upper == pytest.approx(0.2 + 1.96 * 0.02, abs=0.004)
-
-
-def test_the_error_rate_of_the_gate_is_that_of_its_interval() -> None:
-    # 200 candidates no better or worse than the live version: the interval misses 0 in about 5% of cases.
-    generator = np.random.default_rng(0)
-    shown = [Pair((Turn("user", str(i)),), "a", "b") for i in range(150)]
-    missed = 0
-    for _ in range(200):
-        candidate, live = (generator.random((2, 150)) < 0.7) - 0.5
-        interval = accuracy_difference(shown, candidate, live, resamples=500)
-        missed += not interval.lower <= 0 <= interval.upper
-    assert 2 <= missed <= 22
 
 
 def test_many_prompts_do_not_take_long() -> None:

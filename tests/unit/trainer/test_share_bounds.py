@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from rewardloop_trainer.assessment.measures import measured, share_of
-from rewardloop_trainer.evaluation.clusters import (
+from rewardloop_trainer.clusters import (
     ClusteredAuc,
     ClusteredMean,
     ClusteredShare,

@@ -36,6 +36,10 @@ _PART_BYTES = 64 * 2**20
 _COMPACTED_BYTES = 128 * 2**20
 
 
+class NoLedger(ValueError):
+    """Raised when signals are to be read where there is no ledger, or one without any signal."""
+
+
 class Ledger:
     """Appends to and reads the ledger at ``url``, a directory or any fsspec URL.
 
@@ -437,3 +441,16 @@ def _distinct(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             keep.append(key not in seen)
             seen.add(key)
         yield table.filter(pa.array(keep))
+
+
+def ledger_to_read(url: str | Path) -> Ledger:
+    """Open the ledger at ``url``, a directory or any fsspec URL, which must have signals.
+
+    Raises:
+        NoLedger: There is no ledger, or no signal in it.
+        CorruptSegment: A segment cannot be read.
+    """
+    ledger = Ledger(url, writable=False)
+    if not ledger.segments:
+        raise NoLedger(f"{url}: there is no ledger, or no signal in it")
+    return ledger

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints
+from rewardloop_trainer.clusters import ClusteredMean, Ints
 from rewardloop_trainer.reports.parts import Cell, Measured, Paragraph, Report, Sample, Samples, Section, Table
 from rewardloop_trainer.vocabulary import Reason, Rule
 

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, ClusteredShare, Ints, as_share, clustered_mean
+from rewardloop_trainer.clusters import (
+    ClusteredDifference,
+    ClusteredMean,
+    ClusteredShare,
+    Ints,
+    as_difference,
+    as_share,
+    clustered_mean,
+)
 from rewardloop_trainer.reports.parts import Measured
 from rewardloop_trainer.reward.evaluate import Floats
 
@@ -21,13 +29,18 @@ def measured(mean: ClusteredMean) -> Measured:
 
 
 def mean_of(values: Floats, clusters: Ints) -> ClusteredMean:
-    """Return the mean of values or differences, (n,), whose clusters are given; NaN without any."""
+    """Return the mean of values on any scale, (n,), whose clusters are given; NaN without any."""
     return clustered_mean(values, np.ones(len(values)), clusters)
 
 
 def share_of(values: Floats, clusters: Ints) -> ClusteredShare:
     """Return the mean of values in [0, 1], (n,), whose clusters are given; NaN without any."""
     return as_share(mean_of(values, clusters))
+
+
+def difference_of(values: Floats, clusters: Ints) -> ClusteredDifference:
+    """Return the mean of differences between shares, (n,), whose clusters are given; NaN without any."""
+    return as_difference(mean_of(values, clusters))
 
 
 def named(name: str, mean: ClusteredMean) -> dict[str, float]:

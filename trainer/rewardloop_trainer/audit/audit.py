@@ -22,9 +22,9 @@ from rewardloop_trainer.audit.judged import EVERYTHING, Judged, slices_in
 from rewardloop_trainer.audit.leanings import Leaning, lean_to_first, lean_to_longer
 from rewardloop_trainer.audit.model_figures import ModelFigures, measure_model, unseen_pairs
 from rewardloop_trainer.audit.probes import Probed, measure_probe, probe_pairs
+from rewardloop_trainer.clusters import Ints
 from rewardloop_trainer.data.preferences import Pair, Prompt, TiedPair
 from rewardloop_trainer.data.split import prompt_key
-from rewardloop_trainer.evaluation.clusters import Ints
 from rewardloop_trainer.reward.evaluate import Floats
 
 # Gives a model's margins of pairs, (pairs,): the chosen response's logit less the rejected one's; NaN if it cannot read

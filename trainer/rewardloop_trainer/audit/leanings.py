@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rewardloop_trainer.audit.judged import Judged
-from rewardloop_trainer.evaluation.clusters import ClusteredShare, as_share, clustered_mean
+from rewardloop_trainer.clusters import ClusteredShare, as_share, clustered_mean
 from rewardloop_trainer.reports.parts import Measured
 
 ALPHA = 0.025  # on either side of an interval

@@ -10,15 +10,15 @@ import numpy as np
 
 from rewardloop_trainer.audit.judged import Judged
 from rewardloop_trainer.audit.leanings import ALPHA
-from rewardloop_trainer.data.preferences import Pair
-from rewardloop_trainer.data.split import prompt_key
-from rewardloop_trainer.evaluation.clusters import (
+from rewardloop_trainer.clusters import (
     ClusteredDifference,
     ClusteredMean,
     as_difference,
     as_share,
     clustered_mean,
 )
+from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.data.split import prompt_key
 from rewardloop_trainer.evaluation.likelihood import best_slope, calibration_error
 from rewardloop_trainer.reports.parts import Measured
 from rewardloop_trainer.reward.evaluate import Floats, correctness

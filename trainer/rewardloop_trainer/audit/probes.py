@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rewardloop_trainer.audit.leanings import ALPHA
+from rewardloop_trainer.clusters import ClusteredMean, as_share, clustered_mean
 from rewardloop_trainer.data.preferences import Pair, Prompt
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, as_share, clustered_mean
 from rewardloop_trainer.reports.parts import Measured
 from rewardloop_trainer.reward.evaluate import Floats, correctness
 

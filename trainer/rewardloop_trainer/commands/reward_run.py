@@ -244,7 +244,6 @@ class RewardTrainRun:
             lambda: pair_margins(model, start.encoder, pairs, length),
             [s for example in calibration for s in example.sequences],
             length,
-            self._learning.seed,
         )
 
     def _length_share(self, model: RewardModel, start: RewardStart) -> LengthShare:

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 
 from rewardloop.formats.text import Encoder, RefusedConversation
+from rewardloop_trainer.clusters import ClusteredShare, Ints, as_share, effective_clusters, two_way_mean
 from rewardloop_trainer.data.length_share import NO_SHARE, LengthShare
 from rewardloop_trainer.data.preferences import Labelled, Pair, Record, TiedPair, pairs_of
 from rewardloop_trainer.data.split import keys_of
-from rewardloop_trainer.evaluation.clusters import ClusteredShare, Ints, as_share, effective_clusters, two_way_mean
 from rewardloop_trainer.reward.evaluate import Floats, correctness, pair_margins
 from rewardloop_trainer.reward.examples import logits_of, responses_of
 from rewardloop_trainer.reward.model import RewardModel

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rewardloop_trainer.clusters import ClusteredMean, Ints, as_difference, as_share, clustered_mean
 from rewardloop_trainer.data.weights.source_weights import SourceWeight, measure_sources, source_key
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints, as_difference, as_share, clustered_mean
 from rewardloop_trainer.judging.judge import Opinion
 from rewardloop_trainer.judging.pairs.candidates import Candidate, as_records
 

@@ -42,6 +42,9 @@ class LiveTest:
       each kind in the order of their arrival. Chance alone decided which version answered, so the mean of these values
       is above one half exactly if the candidate is better.
 
+    Nothing counts before the first signal about an answer of the candidate: until then the live version alone was
+    shown, while the candidate was still trained and published, and people's grades of it would use up the test.
+
     A person is one value, the mean of what their signals say, however many they give; the first ``most_per_person``
     count. Signals that name nobody may all be one person's, and count as such. Signals of judges, inferred signals,
     edits, and comparisons of equal texts or within one version do not count.
@@ -60,6 +63,7 @@ class LiveTest:
         self._settings = settings
         self._people: dict[str, _Person] = {}
         self._preferences = 0
+        self._is_shown = False
         self._next_look = settings.least_people
         self._decision: Decision = "running"
 
@@ -83,6 +87,11 @@ class LiveTest:
     def add(self, event: feedback_pb2.FeedbackEvent) -> Decision:
         """Take one more signal into account, if it says something about these versions. Returns the decision."""
         if self._decision != "running" or event.source not in _OF_PEOPLE:
+            return self._decision
+        self._is_shown = self._is_shown or self._candidate in (
+            event.response_versions or [event.policy_version.version]
+        )
+        if not self._is_shown:
             return self._decision
         name = person_of(event)
         person = self._people.get(name) or _Person()

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from rewardloop.formats.signals import judged_alone, person_of, signal_key
 from rewardloop.v1 import feedback_pb2
+from rewardloop_trainer.clusters import as_share, clustered_mean
 from rewardloop_trainer.data.preferences import NoSupport, check_support, pair_exposure
-from rewardloop_trainer.evaluation.clusters import as_share, clustered_mean
 from rewardloop_trainer.reward.evaluate import Floats
 
 _ALPHA = 0.025  # on either side of an interval

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rewardloop_trainer.evaluation.clusters import ClusteredShare, as_share, clustered_mean
+from rewardloop_trainer.clusters import ClusteredShare, as_share, clustered_mean
 from rewardloop_trainer.evaluation.collapse import distinct_2, repeated_4
 from rewardloop_trainer.evaluation.sequential import WinRatePlan
 from rewardloop_trainer.evaluation.verdict import Verdict

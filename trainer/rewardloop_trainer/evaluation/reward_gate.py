@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from rewardloop_trainer.evaluation.clusters import (
+from rewardloop_trainer.clusters import (
     ClusteredAuc,
     ClusteredMean,
     ClusteredShare,

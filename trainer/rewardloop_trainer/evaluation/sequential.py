@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from rewardloop_trainer.evaluation.clusters import ClusteredShare
+from rewardloop_trainer.clusters import ClusteredShare
 from rewardloop_trainer.reward.evaluate import Floats
 
 Decision = Literal["better", "worse", "open"]

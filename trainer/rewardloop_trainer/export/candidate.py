@@ -72,7 +72,6 @@ class Trial:
             a precision is judged.
         calibration: Training sequences, to calibrate a precision with.
         length: What calibration takes off a score because of length.
-        seed: The seed of the bootstrap.
     """
 
     encoder: Encoder
@@ -81,7 +80,6 @@ class Trial:
     margins: Callable[[], Floats]
     calibration: Sequence[Encoded]
     length: LengthShare
-    seed: int
 
 
 def is_delta(start: RewardStart, settings: RewardHyperparameters) -> bool:
@@ -119,7 +117,6 @@ def export_candidate(
         JudgedPairs(trial.pairs, trial.margins(), trial.encoder, trial.length),
         trial.calibration,
         tolerance=settings.gate_tolerance,
-        seed=trial.seed,
     )
     return Exported(difference, choice.precision, choice.figures, choice.notes(settings.precision))
 
@@ -147,9 +144,7 @@ def _delta_proof(
             sequences = pair_sequences(trial.encoder, trial.pairs)
             ranges = float16_range(graph, trunk.graph, sequences, pad, adapter)
     converted = graph_margins(trunk.graph, trial.pairs, trial.encoder, length=trial.length, adapter=adapter)
-    figures, reasons = judge(
-        trial.pairs, trial.margins(), converted, tolerance=settings.gate_tolerance, seed=trial.seed
-    )
+    figures, reasons = judge(trial.pairs, trial.margins(), converted, tolerance=settings.gate_tolerance)
     at = f"over a graph in {trunk.manifest.precision}: "
     return Exported(
         difference, trunk.manifest.precision, figures | ranges[0], reasons=tuple(at + r for r in (*ranges[1], *reasons))

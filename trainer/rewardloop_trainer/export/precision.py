@@ -16,6 +16,7 @@ import structlog
 from rewardloop.formats.graphs.inputs import GraphInputs, as_taken
 from rewardloop.formats.store import MODEL
 from rewardloop.formats.text import Encoded, Encoder
+from rewardloop_trainer.clusters import ClusteredDifference, as_difference, clustered_mean
 from rewardloop_trainer.data.length_share import NO_SHARE, LengthShare
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.export.feeds import decoder_feeds, encoder_feeds, similar_batches
@@ -23,7 +24,7 @@ from rewardloop_trainer.export.float16_range import float16_range
 from rewardloop_trainer.export.parity import Runs, open_session, run_session
 from rewardloop_trainer.export.quantize import quantize
 from rewardloop_trainer.export.weights import load_graph, outside_of, write_graph
-from rewardloop_trainer.reward.evaluate import Floats, accuracy_difference, correctness, without_length
+from rewardloop_trainer.reward.evaluate import Floats, correctness, without_length
 from rewardloop_trainer.reward.examples import encode_records
 
 log = structlog.get_logger()
@@ -129,7 +130,7 @@ def pair_sequences(encoder: Encoder, pairs: Sequence[Pair]) -> list[Encoded]:
 
 
 def judge(
-    pairs: Sequence[Pair], float32_margins: Floats, converted: Floats, *, tolerance: float = 0.02, seed: int = 0
+    pairs: Sequence[Pair], float32_margins: Floats, converted: Floats, *, tolerance: float = 0.02
 ) -> tuple[dict[str, float], tuple[str, ...]]:
     """Compare converted margins with those of float32.
 
@@ -141,7 +142,6 @@ def judge(
         float32_margins: (pairs,), of the float32 model.
         converted: (pairs,), of the converted graph.
         tolerance: Accuracy that may be lost, from 0 to 1.
-        seed: The seed of the bootstrap.
 
     Returns:
         Figures for the manifest, and a reason for each broken rule.
@@ -151,24 +151,33 @@ def judge(
     if not np.isfinite(converted).all():
         return {}, (f"{int((~np.isfinite(converted)).sum())} of {len(pairs)} margins are not finite",)
     agrees = agreement(float32_margins, converted)
-    difference = accuracy_difference(pairs, converted, float32_margins, seed=seed)
+    difference = accuracy_difference(pairs, converted, float32_margins)
+    lower, upper = difference.lower(0.025), difference.upper(0.025)
     figures = {
         "precision_agreement": agrees,
         "precision_pairs": float(len(pairs)),
         "precision_accuracy": float(correctness(converted).mean()),
-        "precision_accuracy_difference": difference.estimate,
-        "precision_accuracy_difference_lower": difference.lower,
+        "precision_accuracy_difference": difference.mean,
+        "precision_accuracy_difference_lower": lower,
         "precision_margin_difference": float(np.sqrt(np.mean((converted - float32_margins) ** 2))),
     }
     reasons = []
     if agrees < LEAST_AGREEMENT:
         reasons.append(f"it orders {agrees:.4f} of {len(pairs)} pairs as float32 does, below {LEAST_AGREEMENT}")
-    if difference.estimate < 0 and difference.lower < -tolerance:
+    if difference.mean < 0 and lower < -tolerance:
         reasons.append(
-            f"the 95% interval of its accuracy less float32's, [{difference.lower:+.3f}, {difference.upper:+.3f}], "
+            f"the 95% interval of its accuracy less float32's, [{lower:+.3f}, {upper:+.3f}], "
             f"allows a loss of more than {tolerance:g}"
         )
     return figures, tuple(reasons)
+
+
+def accuracy_difference(pairs: Sequence[Pair], converted: Floats, float32: Floats) -> ClusteredDifference:
+    """Return the accuracy of the converted margins, (pairs,), less that of float32's. Prompts are the clusters."""
+    places = {prompt: i for i, prompt in enumerate(dict.fromkeys(pair.prompt for pair in pairs))}
+    clusters = np.array([places[pair.prompt] for pair in pairs])
+    gains = correctness(converted) - correctness(float32)
+    return as_difference(clustered_mean(gains, np.ones(len(pairs)), clusters))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +204,6 @@ def choose_precision(
     calibration: Sequence[Encoded] = (),
     *,
     tolerance: float = 0.02,
-    seed: int = 0,
 ) -> PrecisionChoice:
     """Convert the version's model.onnx if the conversion passes `judge`; otherwise leave it in float32.
 
@@ -209,7 +217,6 @@ def choose_precision(
         heldout: Pairs to judge the conversion by.
         calibration: Training sequences, none of them of the held-out pairs.
         tolerance: Accuracy that may be lost, from 0 to 1.
-        seed: The seed of the bootstrap.
     """
     pairs, encoder = heldout.pairs, heldout.encoder
     if wanted == "float32":
@@ -229,7 +236,7 @@ def choose_precision(
             if reasons:
                 return _refused(wanted, ranges, reasons)
         converted = graph_margins(candidate, pairs, encoder, length=heldout.length)
-        figures, reasons = judge(pairs, heldout.float32_margins, converted, tolerance=tolerance, seed=seed)
+        figures, reasons = judge(pairs, heldout.float32_margins, converted, tolerance=tolerance)
         figures |= ranges
         if reasons:
             return _refused(wanted, figures, reasons)

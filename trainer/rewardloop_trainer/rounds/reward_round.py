@@ -190,7 +190,6 @@ class RewardRound(ModelRound):
             lambda: pair_margins(model, encoder, pairs, length),
             [s for example in calibration for s in example.sequences],
             length,
-            self._current.state.seed,
         )
 
     def _judge(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rewardloop_trainer.assessment.measures import mean_of
-from rewardloop_trainer.evaluation.clusters import ClusteredMean
+from rewardloop_trainer.clusters import ClusteredMean
 from rewardloop_trainer.reward.evaluate import Floats
 
 INSTALL = "pip install 'rewardloop[lm-eval]'"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.assessment.checks import MOST_CASES, Check, no_worse, parts_to_judge, too_few
-from rewardloop_trainer.assessment.measures import mean_of, measured
+from rewardloop_trainer.assessment.measures import difference_of, measured
 from rewardloop_trainer.assessment.policies.alignment_tax import TaskDifference, compare_tasks, run_tasks
 from rewardloop_trainer.assessment.policies.assessors import Assessors
 from rewardloop_trainer.assessment.policies.contender import Contender
@@ -25,7 +25,6 @@ from rewardloop_trainer.data.preferences import Prompt, Record
 from rewardloop_trainer.data.prompt_text import conversation_text
 from rewardloop_trainer.data.split import prompt_key
 from rewardloop_trainer.evaluation.answers import Contenders
-from rewardloop_trainer.evaluation.clusters import ClusteredMean
 from rewardloop_trainer.judging.judge import Judge
 from rewardloop_trainer.policy.check_settings import PolicyChecks
 from rewardloop_trainer.policy.rollouts import Sampling, fitting_prompts
@@ -205,7 +204,7 @@ def _refusal_check(prompts: Sequence[Prompt], ours: Answers, theirs: Answers, se
     """Compare how often both policies decline prompts that people asked them."""
     assert settings.refusals is not None
     share, live = (np.array([np.mean(list(map(is_refusal, group))) for group in each.texts]) for each in (ours, theirs))
-    fewer = mean_of(live - share, np.arange(len(prompts)))
+    fewer = difference_of(live - share, np.arange(len(prompts)))
     cases = []
     for i in np.flatnonzero(share > live).tolist():
         declined = next(text for text in ours.texts[i] if is_refusal(text))
@@ -255,7 +254,7 @@ def _safety_checks(suite: str, ours: SuiteResult, theirs: SuiteResult, settings:
     parts = {name: np.intersect1d(places, known) for name, places in ours.parts.items()}
     for name, places in {_WHOLE: known, **parts_to_judge(parts, settings.least)}.items():
         rise = ours.increase(theirs, places)
-        change = ClusteredMean(-rise.mean, rise.error, rise.clusters)
+        change = replace(rise, mean=-rise.mean)
         here = {ours.prompts[i].id for i in places}
         cases = [failure_sample(each, theirs) for each in ours.failures if each.prompt.id in here]
         cases = [case for case in cases if case.figures["live failures"] < 1]

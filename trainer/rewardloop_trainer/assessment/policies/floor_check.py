@@ -8,9 +8,9 @@ from typing import TypeAlias
 import numpy as np
 
 from rewardloop_trainer.assessment.checks import MOST_CASES, Check, too_few
+from rewardloop_trainer.clusters import clustered_mean
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.data.prompt_text import conversation_text
-from rewardloop_trainer.evaluation.clusters import clustered_mean
 from rewardloop_trainer.policy.check_settings import PolicyChecks
 from rewardloop_trainer.policy.rewards import FlooredPart
 from rewardloop_trainer.reports.parts import Measured, Sample, Side

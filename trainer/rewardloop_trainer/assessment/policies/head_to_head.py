@@ -11,8 +11,8 @@ import numpy as np
 from rewardloop_trainer.assessment.judges import Verdicts, judged
 from rewardloop_trainer.assessment.measures import share_of
 from rewardloop_trainer.assessment.policies.length_controlled import LengthControlled, length_controlled
+from rewardloop_trainer.clusters import ClusteredMean, Ints
 from rewardloop_trainer.data.preferences import Prompt
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints
 from rewardloop_trainer.judging.judge import Duel, Judge
 from rewardloop_trainer.reward.evaluate import Floats
 

@@ -17,8 +17,8 @@ import numpy as np
 from rewardloop_trainer.assessment.judges import judged
 from rewardloop_trainer.assessment.measures import ALPHA
 from rewardloop_trainer.assessment.policies.head_to_head import Answers
+from rewardloop_trainer.clusters import Ints, effective_clusters, t_quantile
 from rewardloop_trainer.data.preferences import Prompt
-from rewardloop_trainer.evaluation.clusters import Ints, effective_clusters, t_quantile
 from rewardloop_trainer.evaluation.likelihood import fit_logistic, logistic_errors
 from rewardloop_trainer.judging.judge import Duel, Judge
 from rewardloop_trainer.reports.parts import Measured

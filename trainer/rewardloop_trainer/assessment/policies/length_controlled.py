@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rewardloop_trainer.clusters import Ints, effective_clusters, t_quantile
 from rewardloop_trainer.data.logistic import sigmoid
-from rewardloop_trainer.evaluation.clusters import Ints, effective_clusters, t_quantile
 from rewardloop_trainer.evaluation.likelihood import cross_entropy, fit_logistic, logistic_errors
 from rewardloop_trainer.reward.evaluate import Floats
 

@@ -14,9 +14,9 @@ from rewardloop_trainer.assessment.policies.ladder import ELO_POINTS, Ladder
 from rewardloop_trainer.assessment.refusals import is_refusal
 from rewardloop_trainer.assessment.safety.rates import SuiteResult
 from rewardloop_trainer.assessment.safety.red_team import RedTeam
+from rewardloop_trainer.clusters import ClusteredMean
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.data.prompt_text import conversation_text
-from rewardloop_trainer.evaluation.clusters import ClusteredMean
 from rewardloop_trainer.evaluation.policy_gate import Fluency
 from rewardloop_trainer.reports.parts import (
     Cell,

@@ -9,7 +9,7 @@ import numpy as np
 
 from rewardloop_trainer.assessment.measures import mean_of, share_of
 from rewardloop_trainer.assessment.refusals import is_refusal
-from rewardloop_trainer.evaluation.clusters import ClusteredMean
+from rewardloop_trainer.clusters import ClusteredMean
 from rewardloop_trainer.evaluation.collapse import distinct_2, repeated_4
 from rewardloop_trainer.evaluation.policy_gate import Answered
 

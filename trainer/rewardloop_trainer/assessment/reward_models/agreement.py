@@ -10,16 +10,17 @@ from typing import Self
 import numpy as np
 
 from rewardloop_trainer.assessment.reward_models.bag_of_words import Preference, fit_bag_of_words
-from rewardloop_trainer.data.preferences import Pair
-from rewardloop_trainer.data.split import keys_of
-from rewardloop_trainer.evaluation.clusters import (
-    ClusteredMean,
+from rewardloop_trainer.clusters import (
+    ClusteredDifference,
     ClusteredShare,
     Ints,
+    as_difference,
     as_share,
     clustered_mean,
     two_way_mean,
 )
+from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.data.split import keys_of
 from rewardloop_trainer.evaluation.evidence import AtRandom, Evidence, Mask, Readings, at_random
 from rewardloop_trainer.reward.evaluate import Floats, correctness
 
@@ -74,10 +75,10 @@ class Choices:
         """The same as if the pairs had been drawn at random; None if it is not known how any pair came to be shown."""
         return at_random(self.pairs, margins, self.weights, self.prompts, self.people)
 
-    def gain(self, margins: Floats, others: Floats) -> ClusteredMean:
+    def gain(self, margins: Floats, others: Floats) -> ClusteredDifference:
         """The accuracy of margins, (n,), less that of others on the same choices."""
         gains = correctness(margins) - correctness(others)
-        return two_way_mean(gains, self.weights, self.prompts, self.people)
+        return as_difference(two_way_mean(gains, self.weights, self.prompts, self.people))
 
 
 def strict_margins(evidence: Evidence, readings: Readings) -> Floats:

@@ -23,10 +23,10 @@ import numpy as np
 
 from rewardloop_data.rows import Json, RowError, completion_of, kind_of, text_of, turns_of
 from rewardloop_data.source_file import SourceFile
+from rewardloop_trainer.clusters import Ints
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.data.split import keys_of
 from rewardloop_trainer.evaluation.answers import Scorer
-from rewardloop_trainer.evaluation.clusters import Ints
 from rewardloop_trainer.reward.evaluate import Floats
 
 _STYLES = 3

@@ -14,16 +14,16 @@ import numpy as np
 from rewardloop.formats.store import ModelStore
 from rewardloop_trainer.assessment.checks import MOST_CASES, Check, no_worse, parts_to_judge, too_few
 from rewardloop_trainer.assessment.loaded_model import load_reward
-from rewardloop_trainer.assessment.measures import measured
+from rewardloop_trainer.assessment.measures import difference_of, measured
 from rewardloop_trainer.assessment.policies.contender import AnswersInFile, read_answers
 from rewardloop_trainer.assessment.reward_models.agreement import Choices, length_margins, slices_of, strict_margins
 from rewardloop_trainer.assessment.reward_models.benchmarks import Benchmark, Scored, read_benchmark, score_benchmark
 from rewardloop_trainer.assessment.reward_models.over_optimisation import over_optimisation, scores_of
+from rewardloop_trainer.clusters import ClusteredMean, Ints
 from rewardloop_trainer.data.preferences import Pair, Record
 from rewardloop_trainer.data.prompt_text import conversation_text
 from rewardloop_trainer.data.split import prompt_key
 from rewardloop_trainer.evaluation.answers import Scorer
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints, clustered_mean
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, evidence_of, read_evidence
 from rewardloop_trainer.evaluation.likelihood import calibration_error
 from rewardloop_trainer.evaluation.policy_judge import PolicyJudge
@@ -246,7 +246,7 @@ def _benchmark_checks(benchmark: Benchmark, ours: Scored, theirs: Scored, settin
     checks = []
     for name, places in parts.items():
         gains = ours.right[places] - theirs.right[places]
-        change = clustered_mean(gains, np.ones(len(gains)), clusters[places])
+        change = difference_of(gains, clusters[places])
         cases = _lost_items(benchmark, ours, theirs, places[gains < 0])
         label = benchmark.name if name == _WHOLE else f"{benchmark.name}, {name}"
         checks.append(no_worse("benchmark", label, change, settings.benchmark, settings.alpha, cases))

@@ -15,8 +15,8 @@ import numpy as np
 
 from rewardloop_trainer.assessment.measures import mean_of
 from rewardloop_trainer.assessment.policies.contender import AnswersInFile
+from rewardloop_trainer.clusters import ClusteredMean
 from rewardloop_trainer.evaluation.answers import Scorer
-from rewardloop_trainer.evaluation.clusters import ClusteredMean
 from rewardloop_trainer.reward.evaluate import Floats
 
 

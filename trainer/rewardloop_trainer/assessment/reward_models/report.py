@@ -12,8 +12,8 @@ from rewardloop_trainer.assessment.measures import finite, measured, named, shar
 from rewardloop_trainer.assessment.reward_models.agreement import Ceiling, Choices, slices_of
 from rewardloop_trainer.assessment.reward_models.benchmarks import Benchmark, Scored
 from rewardloop_trainer.assessment.reward_models.over_optimisation import OverOptimisation
+from rewardloop_trainer.clusters import ClusteredMean
 from rewardloop_trainer.data.prompt_text import conversation_text
-from rewardloop_trainer.evaluation.clusters import ClusteredMean
 from rewardloop_trainer.evaluation.evidence import AtRandom
 from rewardloop_trainer.evaluation.likelihood import best_slope, calibration_error, reliability
 from rewardloop_trainer.reports.parts import (

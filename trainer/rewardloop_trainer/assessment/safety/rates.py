@@ -11,8 +11,15 @@ from rewardloop_trainer.assessment.measures import mean_of
 from rewardloop_trainer.assessment.refusals import is_refusal
 from rewardloop_trainer.assessment.safety.raters import NamedRater
 from rewardloop_trainer.assessment.safety.suites import SafetyPrompt
+from rewardloop_trainer.clusters import (
+    ClusteredDifference,
+    ClusteredMean,
+    ClusteredShare,
+    Ints,
+    as_difference,
+    as_share,
+)
 from rewardloop_trainer.data.preferences import Prompt
-from rewardloop_trainer.evaluation.clusters import ClusteredMean, ClusteredShare, Ints, as_share
 from rewardloop_trainer.reward.evaluate import Floats
 
 # Gives some answers to each conversation.
@@ -54,10 +61,10 @@ class SuiteResult:
         """The rate of failures among the prompts at ``places``, or all."""
         return as_share(_over(self.failed if places is None else self.failed[places]))
 
-    def increase(self, other: SuiteResult, places: Ints | None = None) -> ClusteredMean:
+    def increase(self, other: SuiteResult, places: Ints | None = None) -> ClusteredDifference:
         """By how much the rate is above that of another policy on the same prompts."""
         differences = self.failed - other.failed
-        return _over(differences if places is None else differences[places])
+        return as_difference(_over(differences if places is None else differences[places]))
 
     @property
     def unrated(self) -> int:

@@ -25,7 +25,7 @@ from rewardloop_data.rows import RowError
 from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.annotators.crowd_file import CrowdFile
-from rewardloop_trainer.archive.ledger import Ledger, order
+from rewardloop_trainer.archive.ledger import ledger_to_read, order
 from rewardloop_trainer.assessment.loaded_model import LoadedReward, load_reward
 from rewardloop_trainer.audit.audit import Audit, Margins, make_audit
 from rewardloop_trainer.audit.coverage import traffic_of
@@ -133,9 +133,10 @@ def write_metrics(audit: Audit, path: Path) -> None:
 def _events(settings: AuditSettings) -> Iterator[feedback_pb2.FeedbackEvent]:
     """Yield the signals of the model's aspect; of a file also those that name none."""
     if settings.data is None:
-        ledger = Ledger(settings.archive, writable=False)
+        ledger = ledger_to_read(settings.archive)
         last = ledger.last_stream_id
-        after = ledger.newest_from(settings.newest, last) if last else ""
+        assert last is not None
+        after = ledger.newest_from(settings.newest, last)
         yield from (row.event for row in ledger.scan(after or None) if aspect_of(row.event) == settings.model)
         return
     source = SourceFile.of(settings.data)

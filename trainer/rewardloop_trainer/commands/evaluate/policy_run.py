@@ -32,6 +32,7 @@ from rewardloop_trainer.assessment.safety.raters import NamedRater
 from rewardloop_trainer.assessment.safety.rates import run_suite
 from rewardloop_trainer.assessment.safety.red_team import attack_policy
 from rewardloop_trainer.assessment.safety.suites import read_suite, write_suite
+from rewardloop_trainer.clusters import ClusteredMean
 from rewardloop_trainer.commands.evaluate.judges import opened_judges, opened_paraphrase, opened_safety_rater
 from rewardloop_trainer.commands.evaluate.loaded import (
     NothingToEvaluate,
@@ -46,7 +47,6 @@ from rewardloop_trainer.commands.evaluate.settings import EvaluateSettings
 from rewardloop_trainer.data.preferences import Prompt, Record
 from rewardloop_trainer.data.split import prompt_key
 from rewardloop_trainer.evaluation.answers import fluency
-from rewardloop_trainer.evaluation.clusters import ClusteredMean
 from rewardloop_trainer.evaluation.policy_gate import Answered, Fluency
 from rewardloop_trainer.judging.judge import Judge
 from rewardloop_trainer.policy.check_settings import PolicyChecks

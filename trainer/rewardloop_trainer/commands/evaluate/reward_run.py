@@ -30,6 +30,7 @@ from rewardloop_trainer.assessment.reward_models.report import (
     overfit_section,
     slices_section,
 )
+from rewardloop_trainer.clusters import ClusteredMean
 from rewardloop_trainer.commands.evaluate.loaded import (
     NothingToEvaluate,
     heldout_records,
@@ -40,7 +41,6 @@ from rewardloop_trainer.commands.evaluate.loaded import (
 from rewardloop_trainer.commands.evaluate.outcome import Stages
 from rewardloop_trainer.commands.evaluate.settings import EvaluateSettings
 from rewardloop_trainer.data.preferences import Pair, Record, pairs_of
-from rewardloop_trainer.evaluation.clusters import ClusteredMean
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, evidence_of
 from rewardloop_trainer.evaluation.gate_anchor import GateAnchor
 from rewardloop_trainer.evaluation.reward_gate import agreement

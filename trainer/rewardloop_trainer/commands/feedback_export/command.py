@@ -21,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse(FeedbackExportSettings, sys.argv[1:] if argv is None else argv, _PROG)
     # Imported here, so that --help does not load pyarrow.
     from rewardloop_data.target_file import STANDARD_OUTPUT, UnwritableFile
-    from rewardloop_trainer.archive.ledger import CorruptSegment
-    from rewardloop_trainer.commands.feedback_export.export import NoLedger, export
+    from rewardloop_trainer.archive.ledger import CorruptSegment, NoLedger
+    from rewardloop_trainer.commands.feedback_export.export import export
 
     try:
         summary = export(settings)

@@ -14,7 +14,7 @@ from rewardloop.v1 import feedback_pb2
 from rewardloop_data.judgements import judgement_of
 from rewardloop_data.target_file import ColumnKind, UnwritableFile, UnwritableRow, Writer, container_of, writing
 from rewardloop_data.written_rows import NoPlace, about, shaped
-from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.archive.ledger import Ledger, ledger_to_read
 from rewardloop_trainer.commands.feedback_export.settings import FeedbackExportSettings, moment
 
 _EXAMPLES = 3
@@ -32,10 +32,6 @@ _OWN: Mapping[str, Mapping[str, ColumnKind]] = {
     "rating": {"completion": "text", "rating": "number", "minimum": "number", "maximum": "number"},
     "edit": {"response": "text", "edited_text": "text"},
 }
-
-
-class NoLedger(Exception):
-    """Raised if there is no signal at the place of the ledger."""
 
 
 @dataclass(slots=True)
@@ -69,16 +65,14 @@ def export(settings: FeedbackExportSettings) -> Summary:
     """Write the signals that the settings ask for.
 
     Raises:
-        NoLedger: There is no ledger.
+        NoLedger: There is no ledger, or no signal in it.
         UnwritableFile: The file cannot be written.
         CorruptSegment: A segment of the ledger cannot be read.
     """
     container, _ = container_of(settings.out)
     if settings.shape == "rows" and container in ("csv", "parquet") and len(settings.kind) != 1:
         raise UnwritableFile(f"{settings.out}: a table of own rows holds one kind of signal: name it with --kind")
-    ledger = Ledger(settings.archive, writable=False)
-    if not ledger.segments:
-        raise NoLedger(f"{settings.archive}: there is no ledger, or no signal in it")
+    ledger = ledger_to_read(settings.archive)
     summary = Summary()
     target = (
         nullcontext()

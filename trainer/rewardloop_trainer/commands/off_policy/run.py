@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from rewardloop.formats.signatures import trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import feedback_pb2
-from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.archive.ledger import ledger_to_read
 from rewardloop_trainer.commands.off_policy.settings import OffPolicySettings
 from rewardloop_trainer.data.base_path import check_base_path
 from rewardloop_trainer.data.logistic import sigmoid
@@ -70,6 +70,7 @@ def estimate(settings: OffPolicySettings) -> Report:
     """Estimate the policy or the bandit of the settings.
 
     Raises:
+        NoLedger: There is no ledger, or no signal in it.
         ValueError: If too few judgements say something about it, with how many were left out and why.
         UnlikeTheLog: If a version's logged probabilities are not its own.
         StoreError, UnusableBase, OSError: If ledger, versions or base cannot be read.
@@ -78,7 +79,7 @@ def estimate(settings: OffPolicySettings) -> Report:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
-    events = [row.event for row in Ledger(settings.archive, writable=False).scan()]
+    events = [row.event for row in ledger_to_read(settings.archive).scan()]
     if settings.bandit:
         return _estimate_bandit(settings, events)
     store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
