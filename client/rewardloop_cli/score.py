@@ -166,7 +166,8 @@ def _parts(result: ScoreResult) -> dict[str, object]:
 
 
 def _print_table(responses: list[str], result: ScoreResult, model: str) -> None:
-    table = Table("score", "±", "logit", "tokens", *(part.name for part in result.parts), "response")
+    has_logit = not result.parts  # a mixture has the values of its parts instead
+    table = Table("score", "±", *["logit"] * has_logit, "tokens", *(part.name for part in result.parts), "response")
     for i in sorted(range(len(responses)), key=lambda i: -result.scores[i].score):
         text, s = responses[i], result.scores[i]
         shown = text if len(text) <= 100 else text[:97] + "..."
@@ -175,7 +176,8 @@ def _print_table(responses: list[str], result: ScoreResult, model: str) -> None:
             f"{part.values[i]:+.4f}{' (below)' if part.floor is not None and part.values[i] < part.floor else ''}"
             for part in result.parts
         )
-        table.add_row(f"{s.score:+.4f}", f"{s.uncertainty:.4f}", f"{s.logit:+.4f}", tokens, *parts, shown)
+        logit = [f"{s.logit:+.4f}"] * has_logit
+        table.add_row(f"{s.score:+.4f}", f"{s.uncertainty:.4f}", *logit, tokens, *parts, shown)
     console = Console(markup=False)
     console.print(table)
     t = result.timings

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -29,8 +30,9 @@ from rewardloop_cli.bench.report import percentile
 from rewardloop_cli.connect import open_client
 from rewardloop_cli.main import app
 from rewardloop_cli.metrics_page import MetricsPage, PageUnreachable
+from rewardloop_cli.score import _print_table
 from rewardloop_cli.status import _trainer_figures
-from rewardloop_client import AsyncRewardloopClient
+from rewardloop_client import AsyncRewardloopClient, ModelVersion, ResponseScore, ScorePart, ScoreResult, Timings
 
 
 @pytest.fixture
@@ -133,6 +135,17 @@ def test_score_prints_the_best_response_first(server: str) -> None:
     assert "reward version 1" in done.output
     as_json = json.loads(_run("score", "--server", server, "--json", "--prompt", "q", "ab").output)
     assert (as_json["scores"], as_json["model_version"]) == ([2.0], "1")
+
+
+def test_the_table_of_a_mixture_has_its_parts_and_no_logit(capsys: pytest.CaptureFixture[str]) -> None:
+    one = ScoreResult((ResponseScore(1.5, 0.0, 0.1, 12, False),), ModelVersion("1", ""), Timings(1, 2, 3))
+    mixed = replace(one, parts=(ScorePart("helpful", "helpful", None, (0.75,), (0.1,), 1.0, 1.0),))
+    _print_table(["an answer"], one, "")
+    _print_table(["an answer"], mixed, "")
+    single, mixture = capsys.readouterr().out.split("reward version 1")
+    assert "logit" in single
+    assert "logit" not in mixture
+    assert "+0.7500 (below)" in mixture
 
 
 def test_score_reads_and_writes_jsonl_in_order(server: str, tmp_path: Path) -> None:
