@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from rewardloop.formats.text import Turn
 from rewardloop_trainer.judging.asked_chat import AskedChat, Patience
@@ -115,6 +116,20 @@ def test_an_endpoint_that_asks_for_a_long_pause_is_left_for_later_and_a_refusal_
     with pytest.raises(JudgeRefused):
         chat.complete(request("a"))
     assert model.calls == 2
+    work.close()
+
+
+def test_an_outage_is_logged_once(tmp_path: Path) -> None:
+    away = JudgeAway("unreachable", "connection refused")
+    work = WorkFile(tmp_path)
+    chat, _ = asked(work, Model(away, away, away, away, away))
+    with capture_logs() as logs:
+        with pytest.raises(JudgeAway):
+            chat.complete(request("a"))
+        chat.complete(request("b"))  # after two more failures
+        chat._chat.failures = [away]  # type: ignore[attr-defined]
+        chat.complete(request("c"))
+    assert [each["log_level"] for each in logs] == ["info", "debug", "debug", "debug", "debug", "info"]
     work.close()
 
 

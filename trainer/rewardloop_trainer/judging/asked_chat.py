@@ -59,6 +59,7 @@ class AskedChat:
             on_call: Called with the outcome of every attempt, from any thread.
         """
         self._chat, self._replies, self._patience, self._stop, self._on_call = chat, replies, patience, stop, on_call
+        self._told: set[str] = set()  # reasons that were logged since the last reply
 
     @property
     def name(self) -> str:
@@ -82,7 +83,7 @@ class AskedChat:
                 return self._ask(request)
             except JudgeAway as error:
                 pause = self._pause(attempt, error)
-                log.info("no usable reply", reason=error.reason, error=str(error), attempt=attempt, pause_s=pause)
+                self._tell(error, attempt, pause)
                 if attempt == self._patience.attempts or pause > self._patience.longest_pause_s:
                     raise
                 if self._stop.wait(pause):
@@ -105,8 +106,15 @@ class AskedChat:
                 self._on_call(reason)  # type: ignore[arg-type]  # the reasons of JudgeAway are outcomes
             raise
         self._replies.keep(self._chat.name, request, reply, day, reserved)
+        self._told.clear()
         self._on_call("replied")
         return reply
+
+    def _tell(self, error: JudgeAway, attempt: int, pause_s: float) -> None:
+        """Log the first failure of its reason since a reply; the others are counted, and logged for debugging."""
+        level = log.debug if error.reason in self._told else log.info
+        self._told.add(error.reason)
+        level("no usable reply", reason=error.reason, error=str(error), attempt=attempt, pause_s=pause_s)
 
     def _pause(self, attempt: int, error: JudgeAway) -> float:
         """Return what the endpoint asks for, or a pause that doubles, each with up to a quarter more."""
