@@ -345,8 +345,11 @@ async def test_a_lane_counts_on_all_places_to_work_it_off(versions, gpus, stream
     assert ran.lane.tokens_in(1.0) == tokens
 
 
-@pytest.mark.parametrize("other", ["short", "long"])
-async def test_long_runs_go_one_at_a_time_while_another_caller_has_short_ones(slower, monkeypatch, other) -> None:
+# A row of 20 tokens takes less than a run should if it is alone, and more beside another.
+@pytest.mark.parametrize(("other", "tokens"), [("short", 60), ("short", 20), ("long", 60)])
+async def test_long_runs_go_one_at_a_time_while_another_caller_has_short_ones(
+    slower, monkeypatch, other, tokens
+) -> None:
     monkeypatch.setattr(slower, "cost", CostModel(1e-4, 1e-3, 0.0))
     monkeypatch.setattr(ThreadLoad, "share", lambda self: 0.0)
     seen: list[tuple[str, Offer, int]] = []  # callers, their runs, and the long runs in flight beside each
@@ -363,7 +366,7 @@ async def test_long_runs_go_one_at_a_time_while_another_caller_has_short_ones(sl
     async with running(subject):
         await subject.score(slower, [encoded(1)], "production", None, other)
         backlog = [
-            asyncio.create_task(subject.score(slower, [encoded(*[1] * 60)], "production", None, "long"))
+            asyncio.create_task(subject.score(slower, [encoded(*[1] * tokens)], "production", None, "long"))
             for _ in range(6)
         ]
         for _ in range(3):

@@ -383,7 +383,7 @@ class Batcher:
             )
             is_rest = len(rows) == len(waiting) and lane.tokens == sum(len(row.ids) for row in encoded)
             is_last = is_rest and not any(other.tokens for other in self._lanes.values() if other is not lane)
-            is_long = run.cost_s > run_s
+            is_long = run.cost_s > limit_s
             account = rows[0][0].account
             lets_by = is_long and any(
                 each.has_short_runs_of_others(account, now) for each in (lane, self._lanes["production"])
