@@ -367,7 +367,8 @@ class Batcher:
             model = waiting[0][0].model
             part = waiting[0][0].waiting[waiting[0][1]]
             encoded = [group.rows[index] for group, index in waiting]
-            limit_s = max(run_s / self._places.streams, _LEAST_FIXED_COSTS * model.cost.fixed_s)
+            least_s = _LEAST_FIXED_COSTS * model.cost.fixed_s
+            limit_s = max(run_s / self._places.streams, least_s)
             try:
                 run = model.plan(encoded, limit_s, int(self._budget))[0]
                 feeds = model.lay_out(encoded, run)
@@ -383,7 +384,8 @@ class Batcher:
             )
             is_rest = len(rows) == len(waiting) and lane.tokens == sum(len(row.ids) for row in encoded)
             is_last = is_rest and not any(other.tokens for other in self._lanes.values() if other is not lane)
-            is_long = run.cost_s > limit_s
+            # By the setting alone: if all runs are slow at present, a short one is not to wait for others of its kind.
+            is_long = run.cost_s > max(self._limits[lane.name].run_s / self._places.streams, least_s)
             account = rows[0][0].account
             lets_by = is_long and any(
                 each.has_short_runs_of_others(account, now) for each in (lane, self._lanes["production"])
