@@ -133,9 +133,13 @@ def test_a_version_that_did_not_give_its_logged_answers_stops_the_estimate(
 
 def test_no_judgement_is_no_estimate(world: tuple[Path, float], capsys: pytest.CaptureFixture[str]) -> None:
     root, _ = world
-    Ledger(root / "empty")
-    assert main([*flags(root)[2:], "--archive", str(root / "empty")]) == 1
+    said = feedback_pb2.FeedbackEvent(event_id="1", responses=["a"])
+    said.thumb.up = True
+    Ledger(root / "thumb").append([Recorded("1700000000000-0", said)])
+    assert main([*flags(root)[2:], "--archive", str(root / "thumb")]) == 1
     assert "needs 30 independent clusters" in capsys.readouterr().err
+    assert main([*flags(root)[2:], "--archive", str(root / "nowhere")]) == 1
+    assert f"{root / 'nowhere'}: there is no ledger, or no signal in it" in capsys.readouterr().err
 
 
 def chosen_pairs(root: Path) -> Path:
