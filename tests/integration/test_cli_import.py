@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.client_servers import Services, serving, status
+from support.client_servers import Services, killed_import, serving, status
 
 from rewardloop_cli.feedback import imports as feedback_import
 from rewardloop_cli.feedback.sending import BATCH_EVENTS
@@ -240,19 +240,12 @@ def test_a_killed_import_is_resumed_without_loss_or_double(tmp_path: Path) -> No
     path = tmp_path / "a.jsonl"
     path.write_bytes(_jsonl(_rows(6000)))
     services = Services()
-    services.failures = [lambda context: time.sleep(0.1)] * 100
     with serving(services) as server:
         command = [sys.executable, "-m", "rewardloop_cli.main", "feedback", "import", str(path), "--server", server]
-        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        side = tmp_path / "a.jsonl.rewardloop-progress.json"
-        while not (side.exists() and json.loads(side.read_text())["lines_done"]) and running.poll() is None:
-            time.sleep(0.02)
-        running.kill()
-        running.communicate()
-        assert running.returncode == -9
-        assert json.loads(side.read_text())["lines_done"] < 6000
+        killed_at = killed_import(services, command, tmp_path / "a.jsonl.rewardloop-progress.json", 4000)
+        assert 0 < killed_at < 6000
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "going on after line" in done.stderr
+    assert f"going on after line {killed_at}" in done.stderr
     assert len(services.seen) == 6000
     assert "6000 rows" in done.stdout
 

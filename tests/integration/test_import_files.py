@@ -7,11 +7,10 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from support.client_servers import Services, serving
+from support.client_servers import Services, killed_import, serving
 
 PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 
@@ -137,22 +136,18 @@ def test_a_large_file_killed_in_the_middle_is_resumed_without_loss_or_double(tmp
     side = tmp_path / "big.jsonl.rewardloop-progress.json"
     services = Services()
     with serving(services) as server:
-        kills = 0
-        for share in (0.2, 0.6):
-            running = subprocess.Popen(_command("import", path, "--server", server), stderr=subprocess.DEVNULL)
-            while running.poll() is None and not (
-                side.exists() and json.loads(side.read_text())["lines_done"] >= share * rows
-            ):
-                time.sleep(0.05)
-            running.kill()
-            kills += running.wait() == -9
-        assert kills == 2
+        first, second = (
+            killed_import(services, _command("import", path, "--server", server), side, int(share * rows))
+            for share in (0.4, 0.8)
+        )
+        assert 0 < first < second < rows
         done = _run("import", path, "--server", server, timeout_s=900)
     shown = done.stdout.decode()
     assert done.returncode == 0, done.stderr
     assert f"{rows} rows" in shown
+    assert f"going on after line {second}" in done.stderr.decode()
     assert len(services.seen) == rows
-    assert {event.prompt.text for event in services.seen.values()} == {f"q{n}" for n in range(rows)}
+    assert services.prompts() == {f"q{n}" for n in range(rows)}
     recorded, known = map(int, re.findall(r"(\d+) signals recorded, (\d+) duplicates", shown)[0])
     assert recorded + known == rows
     assert len({event.import_id for event in services.seen.values()}) == 1

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -87,7 +92,11 @@ class Services(
     operations_pb2_grpc.OperationsServiceServicer,
     access_pb2_grpc.AccessServiceServicer,
 ):
-    """Answers with ``name`` as model version. ``failures``: statuses (or what to do) for the next calls."""
+    """Answers with ``name`` as model version.
+
+    ``failures``: statuses (or what to do) for the next calls. A batch with an event that ``is_withheld`` is recorded,
+    and its answer is held back while the caller waits.
+    """
 
     def __init__(self, name: str = "1") -> None:
         self.name = name
@@ -96,6 +105,7 @@ class Services(
         self.seen: dict[str, feedback_pb2.FeedbackEvent] = {}
         self.event_failures: dict[str, list[status_pb2.Status]] = {}
         self.batch_sizes: list[int] = []
+        self.is_withheld: Callable[[feedback_pb2.FeedbackEvent], bool] = lambda event: False
         self.active = ["1"]
         self.roles: list[Any] = []
         self.peers: set[str] = set()
@@ -167,7 +177,14 @@ class Services(
     def RecordBatch(self, request: Any, context: Any) -> Any:
         self._begin("RecordBatch", context)
         self.batch_sizes.append(len(request.events))
-        return feedback_pb2.RecordBatchResponse(items=[self._recorded(event) for event in request.events])
+        response = feedback_pb2.RecordBatchResponse(items=[self._recorded(event) for event in request.events])
+        while any(map(self.is_withheld, request.events)) and context.is_active():
+            time.sleep(0.02)
+        return response
+
+    def prompts(self) -> set[str]:
+        """The recorded events' prompts."""
+        return {event.prompt.text for event in list(self.seen.values())}
 
     def Generate(self, request: Any, context: Any) -> Any:
         self._begin("Generate", context)
@@ -249,6 +266,26 @@ def start(services: Services, port: int = 0, host: str = "127.0.0.1") -> tuple[g
     bound = server.add_insecure_port(f"{host}:{port}")
     server.start()
     return server, f"{host}:{bound}"
+
+
+def killed_import(services: Services, command: list[str], progress: Path, from_row: int) -> int:
+    """Start an import of prompts q0, q1, … and kill it while it waits for the answer about row ``from_row``.
+
+    Returns how many lines its progress file says are done: all batches before that one, at least one of them new.
+    """
+    before = _lines_done(progress)
+    services.is_withheld = lambda event: int(event.prompt.text[1:]) >= from_row
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while running.poll() is None and (_lines_done(progress) == before or f"q{from_row}" not in services.prompts()):
+        time.sleep(0.02)
+    running.kill()
+    assert running.wait() == -signal.SIGKILL
+    services.is_withheld = lambda event: False
+    return _lines_done(progress)
+
+
+def _lines_done(progress: Path) -> int:
+    return json.loads(progress.read_text())["lines_done"] if progress.exists() else 0
 
 
 @contextmanager
