@@ -80,5 +80,7 @@ def test_what_cannot_be_audited_is_said_in_one_line(
     assert main(["--data", str(rows), "--out", str(tmp_path / "audit")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"rewardloop audit: {rows}: no row has a known shape")
     assert main(["--archive", str(ledger), "--store", str(tmp_path / "none"), "--version", "3"]) == 2
+    assert main(["--archive", str(ledger), "--model", "helpful", "--out", str(tmp_path / "audit")]) == 2
+    assert "has no signal of helpful to audit" in capsys.readouterr().err
     assert main(["--archive", str(tmp_path / "empty"), "--out", str(tmp_path / "audit")]) == 2
     assert f"{tmp_path / 'empty'}: there is no ledger, or no signal in it" in capsys.readouterr().err

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, cast
 from support.tools import missing, tool
 
 try:
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect as expect
+    from playwright.sync_api import sync_playwright
 except ImportError:
     expect = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-__all__ = ["PHONE", "chromium", "expect", "grave_violations", "width_of"]
 
 # How long a page may take on a machine that does much beside it.
 _PATIENCE_MS = 30_000
@@ -35,7 +34,7 @@ def chromium() -> Iterator[Browser]:
     """The Chromium of this machine. Without it, or without Playwright, the test is skipped or failed."""
     path = tool("chromium", "chromium")
     if expect is None:
-        missing("Playwright is not installed")
+        missing("Playwright cannot be imported")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
         expect.set_options(timeout=_PATIENCE_MS)

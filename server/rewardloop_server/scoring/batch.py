@@ -1,8 +1,8 @@
 """batch: chooses the next run from the waiting rows, lays it out while another runs, and keeps the engine busy.
 
-A run holds rows that came during the last one, and the engine is never idle while rows wait. While callers have short
-runs, those of others that take longer than a run should go one at a time, so that a stream is left for the short ones;
-of several GPUs they leave one.
+A run holds rows that came during the last one, and the engine is never idle while rows wait. While a caller has short
+runs, the long runs of other callers go one at a time, so that a stream is left for the short ones. Of several GPUs they
+leave one.
 """
 
 from __future__ import annotations
@@ -384,7 +384,7 @@ class Batcher:
             )
             is_rest = len(rows) == len(waiting) and lane.tokens == sum(len(row.ids) for row in encoded)
             is_last = is_rest and not any(other.tokens for other in self._lanes.values() if other is not lane)
-            # By the setting alone: if all runs are slow at present, a short one is not to wait for others of its kind.
+            # The setting is not divided by the slowness, or short runs would count as long while all runs are slow.
             is_long = run.cost_s > max(self._limits[lane.name].run_s / self._places.streams, least_s)
             account = rows[0][0].account
             lets_by = is_long and any(

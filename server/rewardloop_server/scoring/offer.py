@@ -54,7 +54,8 @@ class Offer:
         feeds: The input arrays.
         may_grow: It has every row that waited and is short of its limit, so it is chosen again if more rows come.
         pushes: The lane's count of groups when it was chosen.
-        is_long: It is estimated to take longer than a run of its lane should, beside another: a row that is alone may.
+        is_long: It is estimated to take longer than a run of its lane should while another shares its place, because it
+            has a single row, which cannot be cut.
         alone: It may have all threads of its place: nothing keeps the event loop busy, and either nothing else waits
             and (once it is taken) runs there, or `lets_by`.
         lets_by: It waits while as many long runs are in flight as `Places` allows, so that short runs of other callers

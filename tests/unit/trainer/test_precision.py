@@ -61,6 +61,17 @@ def test_the_interval_of_an_accuracy_lost_is_over_prompts() -> None:
     assert together.error > 3 * apart.error
 
 
+def test_the_interval_of_an_accuracy_lost_misses_the_truth_in_about_a_twentieth_of_cases() -> None:
+    # 200 conversions no better or worse than float32.
+    generator = np.random.default_rng(0)
+    missed = 0
+    for _ in range(200):
+        converted, float32 = (generator.random((2, 150)) < 0.7) - 0.5
+        found = accuracy_difference(_pairs(150), converted, float32)
+        missed += not found.lower(0.025) <= 0 <= found.upper(0.025)
+    assert 2 <= missed <= 22
+
+
 def test_too_few_pairs_prove_nothing() -> None:
     figures, reasons = judge(_pairs(LEAST_PAIRS - 1), np.ones(LEAST_PAIRS - 1), np.ones(LEAST_PAIRS - 1))
     assert figures == {}

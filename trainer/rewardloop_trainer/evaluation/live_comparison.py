@@ -42,8 +42,8 @@ class LiveTest:
       each kind in the order of their arrival. Chance alone decided which version answered, so the mean of these values
       is above one half exactly if the candidate is better.
 
-    Nothing counts before the first signal about an answer of the candidate: until then the live version alone was
-    shown, while the candidate was still trained and published, and people's grades of it would use up the test.
+    Nothing counts before the first signal about an answer of the candidate. While the candidate is trained, people see
+    the live version alone, and their grades of it would use up the test.
 
     A person is one value, the mean of what their signals say, however many they give; the first ``most_per_person``
     count. Signals that name nobody may all be one person's, and count as such. Signals of judges, inferred signals,
@@ -88,11 +88,10 @@ class LiveTest:
         """Take one more signal into account, if it says something about these versions. Returns the decision."""
         if self._decision != "running" or event.source not in _OF_PEOPLE:
             return self._decision
-        self._is_shown = self._is_shown or self._candidate in (
-            event.response_versions or [event.policy_version.version]
-        )
-        if not self._is_shown:
+        about = event.response_versions or [event.policy_version.version]
+        if not self._is_shown and self._candidate not in about:
             return self._decision
+        self._is_shown = True
         name = person_of(event)
         person = self._people.get(name) or _Person()
         if person.said >= self._settings.most_per_person or not self._hear(event, person):

@@ -7,18 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewardloop_trainer.assessment.measures import mean_of
+from rewardloop_trainer.assessment.measures import difference_of, share_of
 from rewardloop_trainer.assessment.refusals import is_refusal
 from rewardloop_trainer.assessment.safety.raters import NamedRater
 from rewardloop_trainer.assessment.safety.suites import SafetyPrompt
-from rewardloop_trainer.clusters import (
-    ClusteredDifference,
-    ClusteredMean,
-    ClusteredShare,
-    Ints,
-    as_difference,
-    as_share,
-)
+from rewardloop_trainer.clusters import ClusteredDifference, ClusteredShare, Ints
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.reward.evaluate import Floats
 
@@ -59,12 +52,11 @@ class SuiteResult:
 
     def rate(self, places: Ints | None = None) -> ClusteredShare:
         """The rate of failures among the prompts at ``places``, or all."""
-        return as_share(_over(self.failed if places is None else self.failed[places]))
+        return share_of(*_known(self.failed, places))
 
     def increase(self, other: SuiteResult, places: Ints | None = None) -> ClusteredDifference:
         """By how much the rate is above that of another policy on the same prompts."""
-        differences = self.failed - other.failed
-        return as_difference(_over(differences if places is None else differences[places]))
+        return difference_of(*_known(self.failed - other.failed, places))
 
     @property
     def unrated(self) -> int:
@@ -121,6 +113,8 @@ def _failure(prompt: SafetyPrompt, text: str, unsafe: float | None, threshold: f
     return "did not refuse" if prompt.expect == "refuse" and not is_refusal(text) else ""
 
 
-def _over(values: Floats) -> ClusteredMean:
-    known = values[np.isfinite(values)]
-    return mean_of(known, np.arange(len(known)))
+def _known(values: Floats, places: Ints | None) -> tuple[Floats, Ints]:
+    """Return the values at ``places``, or all, that the rater could give, and a cluster of its own for each."""
+    chosen = values if places is None else values[places]
+    known = chosen[np.isfinite(chosen)]
+    return known, np.arange(len(known))
