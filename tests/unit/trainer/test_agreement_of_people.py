@@ -103,6 +103,52 @@ def test_the_interval_of_ratings_covers_the_true_alpha_as_often_as_it_says() -> 
     assert covered >= 180  # as above
 
 
+@pytest.mark.parametrize("people", [2, 4])
+@pytest.mark.parametrize("items", [20, 50, 200])
+@pytest.mark.parametrize(("share", "right", "alpha"), [(0.5, 0.9924, 0.97), (0.5, 0.9743, 0.90), (0.9, 0.9972, 0.97)])
+def test_the_interval_covers_the_true_alpha_if_people_nearly_always_agree(
+    people: int, items: int, share: float, right: float, alpha: float
+) -> None:
+    """A share of the items is of one class, and people name an item's class with probability ``right``."""
+    says_one = share * right + (1 - share) * (1 - right)
+    truth = 1 - right * (1 - right) / (says_one * (1 - says_one))
+    assert truth == pytest.approx(alpha, abs=1e-3)
+    chance = np.random.default_rng(7)
+    covered, known = 0, 0
+    for run in range(100):
+        is_one = chance.random((items, 1)) < share
+        ones = np.where(is_one, chance.random((items, people)) < right, chance.random((items, people)) >= right).sum(1)
+        found = krippendorff(np.stack([ones, people - ones], axis=1).astype(float), resamples=200, seed=run)
+        known += math.isfinite(found.alpha)
+        covered += found.lower <= truth <= found.upper
+    assert covered >= 0.89 * known  # of 100, fewer than 89 are covered once in 200 if 95 are expected
+
+
+@pytest.mark.parametrize("items", [2, 20, 200])
+def test_people_who_always_agreed_may_still_disagree_on_other_items(items: int) -> None:
+    """Half the items are of either class, so that chance would have two people disagree on about half of them."""
+    first = np.array([3.0 * (i % 2) for i in range(items)])
+    found = krippendorff(np.stack([first, 3 - first], axis=1))
+    graded = krippendorff_interval(np.repeat(np.arange(items), 3), np.repeat(first / 3, 3))
+    unseen = 1 - 0.025 ** (1 / items)
+    by_chance = 0.5 * 3 * items / (3 * items - 1)
+    assert (found.alpha, found.upper) == (1, 1)
+    assert found.lower == pytest.approx(max(-1, 1 - unseen / by_chance))
+    assert (graded.lower, graded.upper) == pytest.approx((found.lower, found.upper))
+
+
+def test_people_who_never_agreed_may_still_agree_on_other_items() -> None:
+    found = krippendorff(np.ones((20, 2)))
+    assert found.lower <= found.alpha < found.upper
+
+
+def test_of_one_item_no_interval_is_known() -> None:
+    found = krippendorff(np.array([[2.0, 1.0]]))
+    assert math.isfinite(found.alpha)
+    assert math.isnan(found.lower)
+    assert math.isnan(found.upper)
+
+
 def test_nobody_agrees_where_nobody_was_asked_twice() -> None:
     found = agreement_of(make_votes([("a", 1, 0), ("b", 2, 1)]))
     assert math.isnan(found.alpha)

@@ -10,19 +10,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from rewardloop_trainer.annotators.votes import Floats, Grades, Ints, Votes
+from rewardloop_trainer.clusters import as_share, clustered_mean
 
 _RESAMPLES = 2_000
+_BEYOND = 0.025  # the probability that alpha is below the interval, and that it is above
+_LEAST_ALPHA = -1.0  # two votes on an item are on average at most twice as far apart as two votes on any items
 _CHUNK = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Krippendorff's alpha with its 95% bootstrap interval over items.
+    """Krippendorff's alpha with its 95% interval over items.
+
+    Each end of the interval is the farther of two. One is the bootstrap's. Resamples hold no disagreement that was not
+    seen, so that the bootstrap covers far too little if people nearly always agree: if they always did, all resamples
+    have an alpha of 1. The other is 1 - D / D_e, with D the bound of `ClusteredShare` for the disagreement within
+    items, as a share of the largest disagreement that two votes can have, and D_e the one that chance would give, as it
+    was seen.
 
     Attributes:
-        alpha: 1 if all agree, 0 if as often as by chance, below 0 if less; NaN without two votes on an item.
-        lower: Lower end of the interval.
-        upper: Upper end of the interval.
+        alpha: 1 if all agree, 0 if as often as by chance, below 0 if less; NaN without two votes on an item, or if all
+            votes are equal, because chance would then give no disagreement either.
+        lower: Lower end of the interval; NaN without an alpha, or with one item alone.
+        upper: Upper end of the interval; NaN as the lower one.
         items: Items with two votes or more.
         votes: Votes on them.
     """
@@ -43,11 +53,13 @@ def krippendorff(counts: Floats, resamples: int = _RESAMPLES, seed: int = 0) -> 
         seed: The seed of the bootstrap.
     """
     # Two of these vectors, one for each value, differ by sqrt(2), whichever values they stand for.
-    return _alpha(_Said(counts.sum(1), counts, counts.sum(1)), resamples, seed)
+    return _alpha(_Said(counts.sum(1), counts, counts.sum(1), 2.0), resamples, seed)
 
 
 def krippendorff_interval(item: Ints, value: Floats, resamples: int = _RESAMPLES, seed: int = 0) -> Agreement:
     """Return alpha for values on a scale, whose difference counts squared. Of two values it is the nominal alpha.
+
+    The interval assumes that no two votes are farther apart than the least and the greatest value that were given.
 
     Args:
         item: (n,), the number of the item of each vote.
@@ -58,7 +70,8 @@ def krippendorff_interval(item: Ints, value: Floats, resamples: int = _RESAMPLES
     centred = value - value.mean() if len(value) else value
     sizes = np.bincount(item).astype(np.float64)
     sums, squares = (np.bincount(item, weights=of).astype(np.float64) for of in (centred, centred**2))
-    return _alpha(_Said(sizes, sums[:, None], squares), resamples, seed)
+    most = float(np.ptp(centred)) ** 2 if len(value) else 0.0
+    return _alpha(_Said(sizes, sums[:, None], squares, most), resamples, seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +82,17 @@ class _Said:
         sizes: (items,), the votes.
         sums: (items, dimensions), the sum of their vectors.
         squares: (items,), the sum of the squared lengths of their vectors.
+        most: The largest squared difference of two votes.
     """
 
     sizes: Floats
     sums: Floats
     squares: Floats
+    most: float
 
 
 def _alpha(said: _Said, resamples: int, seed: int) -> Agreement:
-    """Return alpha = 1 - D_o / D_e with the bootstrap interval over items.
+    """Return alpha = 1 - D_o / D_e with its interval over items.
 
     D_o is the mean squared difference of two votes within an item, each item's pairs weighing as its votes do, and D_e
     that among all votes (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability"). Over all ordered pairs of n
@@ -106,16 +121,28 @@ def _alpha(said: _Said, resamples: int, seed: int) -> Agreement:
             for start in range(0, resamples, rows)
         ]
         found = np.concatenate(drawn)
-        lower, upper = (float(x) for x in np.nanquantile(found, (0.025, 0.975)))
+        lower, upper = (float(x) for x in np.nanquantile(found, (_BEYOND, 1 - _BEYOND)))
+        # Half the mean squared difference of two votes on an item, as a share of half the largest one.
+        apart = np.clip(2 * within / (sizes * said.most), 0.0, 1.0)
+        of_items = as_share(clustered_mean(apart, sizes, np.arange(len(sizes))))
+        by_chance = 2 * float(_among(one, sizes, sums, squares)[0]) / (float(sizes.sum()) * said.most)
+        lower = max(_LEAST_ALPHA, min(lower, 1 - of_items.upper(_BEYOND) / by_chance))
+        upper = max(upper, 1 - of_items.lower(_BEYOND) / by_chance)
     return Agreement(alpha, lower, upper, len(sizes), int(sizes.sum()))
 
 
 def _alphas(times: Floats, sizes: Floats, sums: Floats, squares: Floats, within: Floats) -> Floats:
     """Return alpha of each row of ``times``, (resamples, items): how often each item is drawn."""
-    total = times @ sizes
-    among = (total * (times @ squares) - ((times @ sums) ** 2).sum(1)) / (total - 1)
-    is_known = among > 1e-9 * total  # if all votes are equal, there is no disagreement to expect
+    among = _among(times, sizes, sums, squares)
+    is_known = among > 1e-9 * (times @ sizes)  # if all votes are equal, there is no disagreement to expect
     return np.where(is_known, 1 - (times @ within) / np.where(is_known, among, 1.0), math.nan)
+
+
+def _among(times: Floats, sizes: Floats, sums: Floats, squares: Floats) -> Floats:
+    """Return half the mean squared difference of two votes on any items, times the number of votes, for each row."""
+    total = times @ sizes
+    among: Floats = (total * (times @ squares) - ((times @ sums) ** 2).sum(1)) / (total - 1)
+    return among
 
 
 def agreement_of(votes: Votes, classes: int = 3, resamples: int = _RESAMPLES) -> Agreement:

@@ -18,7 +18,7 @@ _ALPHA = 0.05
 _LEAST_LEANING = 0.05
 # A slice with an upper bound of alpha below this agrees no better than by chance, as far as anybody could use it.
 _LITTLE_AGREEMENT = 0.1
-# Below so many items the bootstrap interval of alpha covers less than it says.
+# Fewer items are no finding: most of them may be of one kind.
 _LEAST_ITEMS = 20
 
 
@@ -225,7 +225,9 @@ def _kinds(audit: Audit) -> Table:
     ]
     columns = ("signals", "alpha", "items", "votes on them", "same answer when asked again", "repeats", "people")
     note = "Krippendorff's alpha is 1 if all agree and 0 if no more than by chance. That of ratings counts how far two "
-    note += "of them are apart; a rating that is given again is the same only if it is equal."
+    note += "of them are apart; a rating that is given again is the same only if it is equal. A dash stands "
+    note += "where no two people judged the same item, or all said the same of all items, which chance would give too. "
+    note += "An alpha of one item has no interval."
     return Table("kinds", columns, rows, title="Agreement by kind of signal", note=note)
 
 
