@@ -209,8 +209,9 @@ def read_table(path: Path) -> Table:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadFile(f"{path}: {error}") from None
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise BadFile(f"{path}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+        told = error.errors(include_input=False, include_url=False)
+        lines = (f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in told)
+        raise BadFile(f"{path}: {'; '.join(lines)}") from None
     tokens = [Credential(each.caller, each.sha256, each.roles, each.expires_at()) for each in parsed.token]
     certificates = [Credential(each.caller, each.name, each.roles, each.expires_at()) for each in parsed.certificate]
     quotas = {name: Quota(**quota.model_dump()) for name, quota in parsed.quota.items()}

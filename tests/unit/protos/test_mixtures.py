@@ -93,6 +93,38 @@ def test_a_file_that_breaks_a_rule_is_refused_by_one_that_names_it(read, text: s
     assert all(len(line) < 300 for line in str(found.value).splitlines()[:3])
 
 
+def test_all_faults_of_a_file_are_named_at_once(read) -> None:
+    text = parts(
+        'love = { weight = "1", penalty = 2 }\nunknown = { weight = 1 }\n"Too" = { model = "love", wait = 2 }\n'
+        'also = { model = "harmless", floor = 0 }\nsafe = { model = "harmless", floor = 1 }\n'
+        'brief = { rule = "length", least = 9, most = 3 }\nlong = { rule = "length" }\nx = { rule = "regex" }\n'
+        '[mixtures."a b".parts]\nproduct = { weight = 1 }'
+    )
+    with pytest.raises(BadMixtures) as found:
+        read(text)
+    told = [line.partition("mixtures.toml: ")[2] for line in str(found.value).splitlines()]
+    product = "mixtures.product.parts"
+    assert sorted(told) == sorted(
+        [
+            f"{product}.love.weight: Input should be a valid number",
+            f"{product}.love: has a penalty, but no floor",
+            f"{product}.unknown: 'unknown' is no reward model here: harmless, helpful, love, reward",
+            f"{product}.Too.wait: unknown key",
+            f"{product}.Too: has neither a weight nor a floor, so that it would not count",
+            f"{product}.brief: has neither a weight nor a floor, so that it would not count",
+            f"{product}.brief: least is above most",
+            f"{product}.long: has neither a weight nor a floor, so that it would not count",
+            f"{product}.long: give least, most, or both",
+            f"{product}.x: rule is not length, format or reference",
+            "mixtures.product: 'Too' is no name of a part",
+            "mixtures.product: two parts are the model 'harmless': give one of them weight and floor",
+            "mixtures.product: two parts are the model 'love': give one of them weight and floor",
+            "mixtures.a b: is not valid as a name, or is that of a model",
+            "mixtures.a b.parts.product: 'product' is a mixture: parts are models and rules",
+        ]
+    )
+
+
 def test_a_file_that_is_not_there_or_too_large_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadMixtures, match="No such file"):
         read_mixtures(tmp_path / "none.toml", MODELS)

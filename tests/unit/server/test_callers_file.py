@@ -56,6 +56,13 @@ def test_wrong_file_is_refused_by_the_name_of_what_is_wrong(text: str, names: st
     assert HASH not in str(refused.value)
 
 
+def test_all_that_is_wrong_in_a_file_is_named_at_once(tmp_path: Path) -> None:
+    text = TOKEN.replace('caller = "shop"\n', "") + '[[certificate]]\ncaller = "shop"\nname = "n"\nroles = ["x"]\n'
+    with pytest.raises(BadFile, match=r"token\.0\.caller: Field required; certificate\.0\.roles\.0: ") as refused:
+        read_table(file(tmp_path, text))
+    assert HASH not in str(refused.value)
+
+
 def test_credentials_are_found_or_say_why_not(tmp_path: Path) -> None:
     good, late, zoned = new_token(), new_token(), new_token()
     text = TOKEN.replace(HASH, token_digest(good))

@@ -61,6 +61,8 @@ def test_a_constitution_that_is_wrong_is_refused_with_its_key(tmp_path: Path, te
 def test_a_rubric_that_is_wrong_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnusableRubric, match="extra: unknown key"):
         Rubric.read(written(tmp_path, 'name = "r"\nversion = "1"\ncriteria = "x"\nextra = 1\n'))
+    with pytest.raises(UnusableRubric, match=r"version: Field required; extra: unknown key$"):
+        Rubric.read(written(tmp_path, 'name = "r"\ncriteria = "x"\nextra = 1\n'))
     with pytest.raises(UnusableRubric, match="No such file"):
         Rubric.read(tmp_path / "none.toml")
 

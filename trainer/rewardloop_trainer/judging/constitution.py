@@ -23,7 +23,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rewardloop_trainer.judging.rubric import first_problem
+from rewardloop_trainer.judging.rubric import problems
 
 _MOST_CHARACTERS = 4_000
 
@@ -87,10 +87,10 @@ class Constitution:
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise UnusableConstitution(f"{path}: is not TOML: {error}") from error
         except ValidationError as error:
-            raise UnusableConstitution(f"{path}: {first_problem(error)}") from error
+            raise UnusableConstitution(f"{path}: {problems(error)}") from error
         ids = [each.id for each in found.principles]
         if twice := sorted({each for each in ids if ids.count(each) > 1}):
-            raise UnusableConstitution(f"{path}: principles: {twice[0]} is there twice")
+            raise UnusableConstitution(f"{path}: " + "; ".join(f"principles: {each} is there twice" for each in twice))
         principles = tuple(
             Principle(each.id, each.critique, each.revision, each.preference or each.critique, each.weight)
             for each in found.principles

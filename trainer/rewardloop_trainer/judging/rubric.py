@@ -60,7 +60,7 @@ class Rubric:
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise UnusableRubric(f"{path}: is not TOML: {error}") from error
         except ValidationError as error:
-            raise UnusableRubric(f"{path}: {first_problem(error)}") from error
+            raise UnusableRubric(f"{path}: {problems(error)}") from error
         return cls(found.name, found.version, found.criteria.strip())
 
     @property
@@ -73,10 +73,9 @@ class Rubric:
         return hashlib.sha256(self.criteria.encode()).hexdigest()
 
 
-def first_problem(error: ValidationError) -> str:
-    """Return the first problem of a file's contents as one line that names the key."""
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key"
-    return f"{where}: {problem['msg']}".removeprefix(": ")
+def problems(error: ValidationError) -> str:
+    """Return every problem of a file's contents in one line, each with the key that it is about."""
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc']))}: {'unknown key' if each['type'] == 'extra_forbidden' else each['msg']}"
+        for each in error.errors()
+    ).removeprefix(": ")

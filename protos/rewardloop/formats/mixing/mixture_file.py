@@ -16,12 +16,14 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from rewardloop.formats.mixing.faults import TellsAllFaults
 from rewardloop.formats.mixing.names import POLICY, is_name
 from rewardloop.formats.mixing.rules import FormatRule, LengthRule, ReferenceRule, Rule
 
@@ -35,7 +37,7 @@ class BadMixtures(Exception):
     """Raised for a file of mixtures that cannot be used. The text has a line for each problem."""
 
 
-class _Counted(BaseModel):
+class _Counted(TellsAllFaults):
     """How a part counts in the total.
 
     Attributes:
@@ -50,13 +52,14 @@ class _Counted(BaseModel):
     floor: float | None = Field(None, ge=-_LARGEST, le=_LARGEST)
     penalty: float = Field(10.0, gt=0, le=_LARGEST)
 
-    @model_validator(mode="after")
-    def _counts(self) -> Self:
-        if not self.weight and self.floor is None:
-            raise ValueError("has neither a weight nor a floor, so that it would not count")
-        if self.floor is None and "penalty" in self.model_fields_set:
-            raise ValueError("has a penalty, but no floor")
-        return self
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[str]:
+        yield from super().faults(values)
+        has_floor = values.get("floor") is not None
+        if not values.get("weight") and not has_floor:
+            yield "has neither a weight nor a floor, so that it would not count"
+        if "penalty" in values and not has_floor:
+            yield "has a penalty, but no floor"
 
 
 class ModelPart(_Counted):
@@ -90,7 +93,7 @@ Part = Annotated[
 ]
 
 
-class Mixture(BaseModel):
+class Mixture(TellsAllFaults):
     """A mixture: its parts by name, in the order of the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -110,14 +113,15 @@ class Mixture(BaseModel):
         }
         return {**value, "parts": named}
 
-    @model_validator(mode="after")
-    def _is_sound(self) -> Self:
-        if wrong := [name for name in self.parts if not is_name(name)]:
-            raise ValueError(f"{ascii(wrong[0])[:60]} is no name of a part")
-        models = list(self.models.values())
-        if twice := {model for model in models if models.count(model) > 1}:
-            raise ValueError(f"two parts are the model {min(twice)!r}: give one of them weight and floor")
-        return self
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[str]:
+        yield from super().faults(values)
+        for name in _parts_of(values):
+            if not is_name(name):
+                yield f"{ascii(name)[:60]} is no name of a part"
+        models = list(_models_of(values).values())
+        for model in sorted({model for model in models if models.count(model) > 1}):
+            yield f"two parts are the model {ascii(model)[:60]}: give one of them weight and floor"
 
     @property
     def models(self) -> Mapping[str, str]:
@@ -167,30 +171,56 @@ def read_mixtures(path: Path, models: Collection[str]) -> MixtureFile:
         data = path.read_bytes()
         if len(data) > _MOST_BYTES:
             raise BadMixtures(f"{path}: has more than {_MOST_BYTES} bytes")
-        found = MixtureFile.model_validate(tomllib.loads(data.decode()))
+        content = tomllib.loads(data.decode())
     except OSError as error:
         raise BadMixtures(f"{path}: {error.strerror or error}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadMixtures(f"{path}: {error}") from error
+    strangers = list(_strangers(content, models))
+    try:
+        found = MixtureFile.model_validate(content)
     except ValidationError as error:
-        raise BadMixtures("\n".join(f"{path}: {line}" for line in _lines(error))) from error
-    if problems := list(_strangers(found, models)):
-        raise BadMixtures("\n".join(f"{path}: {problem}" for problem in problems))
+        raise BadMixtures("\n".join(f"{path}: {line}" for line in (*_lines(error), *strangers))) from error
+    if strangers:
+        raise BadMixtures("\n".join(f"{path}: {problem}" for problem in strangers))
     return found
 
 
-def _strangers(found: MixtureFile, models: Collection[str]) -> list[str]:
-    problems = []
-    for name, mixture in found.mixtures.items():
+def _strangers(content: Mapping[str, Any], models: Collection[str]) -> Iterator[str]:
+    """Yield what is wrong with the names of mixtures and of models in a file that may break other rules, too."""
+    mixtures = content.get("mixtures")
+    if not isinstance(mixtures, dict):
+        return
+    for name, mixture in islice(mixtures.items(), MOST_MIXTURES):
+        place = f"mixtures.{_shown(name)}"
         if not is_name(name) or name == POLICY or name in models:
-            problems.append(f"mixtures.{ascii(name)[1:-1][:60]}: is not valid as a name, or is that of a model")
-        for part, model in mixture.models.items():
-            if model in found.mixtures and model not in models:
-                problems.append(f"mixtures.{name}.parts.{part}: {model!r} is a mixture: parts are models and rules")
+            yield f"{place}: is not valid as a name, or is that of a model"
+        for part, model in _models_of(mixture).items():
+            if model in mixtures and model not in models:
+                yield f"{place}.parts.{_shown(part)}: {ascii(model)[:60]} is a mixture: parts are models and rules"
             elif model not in models:
                 known = ", ".join(sorted(models))
-                problems.append(f"mixtures.{name}.parts.{part}: {ascii(model)[:60]} is no reward model here: {known}")
-    return problems
+                yield f"{place}.parts.{_shown(part)}: {ascii(model)[:60]} is no reward model here: {known}"
+
+
+def _parts_of(mixture: Any) -> dict[str, Any]:
+    """Return the first parts of a mixture as the file has it, at most as many as there may be."""
+    parts = mixture.get("parts") if isinstance(mixture, Mapping) else None
+    return dict(islice(parts.items(), MOST_PARTS)) if isinstance(parts, dict) else {}
+
+
+def _models_of(mixture: Any) -> dict[str, str]:
+    """Return the model of each part that is one and that names it by a text, by the part's name."""
+    named = {
+        name: part.get("model", name)
+        for name, part in _parts_of(mixture).items()
+        if isinstance(part, dict) and "rule" not in part
+    }
+    return {name: model for name, model in named.items() if isinstance(model, str)}
+
+
+def _shown(name: str) -> str:
+    return ascii(name)[1:-1][:60]
 
 
 def _lines(error: ValidationError) -> list[str]:
@@ -203,5 +233,5 @@ def _lines(error: ValidationError) -> list[str]:
         reason = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "union_tag_invalid":
             reason = "rule is not length, format or reference"
-        lines.append(": ".join(filter(None, (".".join(ascii(str(part))[1:-1][:60] for part in place), reason))))
+        lines.append(": ".join(filter(None, (".".join(_shown(str(part)) for part in place), reason))))
     return lines

@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Annotated, Literal, Self, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
+
+from rewardloop.formats.mixing.faults import TellsAllFaults
 
 _Text = Annotated[str, Field(min_length=1, max_length=200)]
 _NUMBER = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d+(?:\.\d+)?")
 _MOST_DIGITS = 100
 
 
-class _Rule(BaseModel):
+class _Rule(TellsAllFaults):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
@@ -30,13 +33,14 @@ class LengthRule(_Rule):
     least: int = Field(0, ge=0)
     most: int | None = Field(None, ge=1)
 
-    @model_validator(mode="after")
-    def _has_a_bound(self) -> Self:
-        if not self.least and self.most is None:
-            raise ValueError("give least, most, or both")
-        if self.most is not None and self.least > self.most:
-            raise ValueError("least is above most")
-        return self
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[str]:
+        yield from super().faults(values)
+        least, most = values.get("least", 0), values.get("most")
+        if not least and most is None:
+            yield "give least, most, or both"
+        if isinstance(least, int) and isinstance(most, int) and least > most:
+            yield "least is above most"
 
     def value(self, response: str, reference: str) -> float:
         size = len(response.split()) if self.unit == "words" else len(response)
@@ -65,11 +69,11 @@ class FormatRule(_Rule):
     contains: list[_Text] = Field([], max_length=32)
     lacks: list[_Text] = Field([], max_length=32)
 
-    @model_validator(mode="after")
-    def _asks_for_something(self) -> Self:
-        if not (self.json_text or self.starts_with or self.ends_with or self.contains or self.lacks):
-            raise ValueError("give json, starts_with, ends_with, contains or lacks")
-        return self
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[str]:
+        yield from super().faults(values)
+        if not any(values.get(name) for name in ("json", "starts_with", "ends_with", "contains", "lacks")):
+            yield "give json, starts_with, ends_with, contains or lacks"
 
     def value(self, response: str, reference: str) -> float:
         text, lowered = response.strip(), response.casefold()
