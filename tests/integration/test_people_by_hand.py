@@ -12,11 +12,14 @@ from support.tiny_encoder import save_tiny_encoder
 
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.commands.people import people_in_memory
+from rewardloop_trainer.commands.progress import Stages
 from rewardloop_trainer.commands.reward_run import RewardTrainRun
 from rewardloop_trainer.commands.reward_train_settings import RewardTrainSettings
 from rewardloop_trainer.data.files.policy_rows import read_policy_data
 from rewardloop_trainer.data.files.reward_rows import read_reward_data
 from rewardloop_trainer.data.preferences import Pair
+
+STAGES = Stages("rewardloop reward-train")
 
 
 def rows(path: Path, votes: int, *, pairs: int, liars: float) -> Path:
@@ -57,12 +60,12 @@ def test_a_reward_model_hears_liars_only_without_trust(
     flags = {"base": str(tmp_path / "base"), "data": data, "out": tmp_path / "out", "trust": trust}
     settings = RewardTrainSettings.model_validate(flags)
     with people_in_memory() as people:
-        run = RewardTrainRun(settings, read_reward_data(SourceFile.of(data), people.add), people)
+        run = RewardTrainRun(settings, read_reward_data(SourceFile.of(data), people.add), people, STAGES)
         honest, lying = weights_of(run._records.train)
     assert honest > 0.8
     assert (lying > 0.6) if hears_liars else (lying < 0.25)
     with people_in_memory() as nobody:  # the same command goes on with what it found
-        again = RewardTrainRun(settings, read_reward_data(SourceFile.of(data)), nobody)
+        again = RewardTrainRun(settings, read_reward_data(SourceFile.of(data)), nobody, STAGES)
         assert weights_of(again._records.train) == (honest, lying)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,11 +21,12 @@ from support.learning_runs import THREADS, learning_seed
 from support.reward_bases import save_base
 
 from rewardloop.formats.store import ADAPTER, MODEL, Manifest, ModelStore
-from rewardloop_trainer.commands import reward_train
+from rewardloop_trainer.commands import reward_run, reward_train
 from rewardloop_trainer.export.parity import PARITY_TOLERANCE
 from rewardloop_trainer.learning.model_load import UnusableDevice
+from rewardloop_trainer.learning.run_rows import StepDone
 from rewardloop_trainer.reward.settings import RewardTraining
-from rewardloop_trainer.reward.train import train_reward
+from rewardloop_trainer.reward.train import Progress, train_reward
 from rewardloop_trainer.rounds.publish import publish_once
 
 PATIENCE_S = 200.0
@@ -115,6 +117,36 @@ def test_a_delta_learns_only_what_the_graph_below_it_takes(base: Path, tmp_path:
     assert figures["gate_parity"] <= PARITY_TOLERANCE
     assert (tmp_path / "two" / "version" / ADAPTER).exists()
     assert not (tmp_path / "two" / "version" / MODEL).exists()
+
+
+def test_a_run_says_what_it_does_and_where_it_begins(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = write_rows(tmp_path / "rows.jsonl"), tmp_path / "out"
+    command = flags(base=base, data=data, out=out, epochs=1)
+    whole = reward_run._step_done
+
+    def said_until(step: int) -> list[str]:
+        """The lines of a call that is interrupted after a step; 0: it is not."""
+
+        def interrupt(done: Progress) -> StepDone:
+            if done.step == step:
+                raise KeyboardInterrupt
+            return whole(done)
+
+        monkeypatch.setattr(reward_run, "_step_done", interrupt)
+        assert reward_train.main(command) == (130 if step else 0)
+        return [line.removeprefix("rewardloop reward-train: ") for line in capsys.readouterr().err.splitlines()]
+
+    before = ["loading torch", f"reading {data}", f"loading {base}", "weighing 121 signals"]
+    first = said_until(1)
+    assert first[:4] == before
+    begun = re.fullmatch(r"training in (\d+) steps, after a linear fit", first[4])
+    assert begun is not None
+    assert said_until(3)[4] == "starting over: an earlier run did not end, and left no checkpoint that this one can use"
+    last = said_until(0)
+    assert last[4] == f"going on after step 2 of {begun[1]}, from a checkpoint"
+    assert last[-1] == f"exporting and judging {out / 'version'}"
 
 
 @pytest.mark.learning

@@ -111,7 +111,9 @@ def test_what_cannot_be_done_is_said_in_one_line_and_nothing_is_written(
     assert [path.name for path in taken.iterdir()] == ["file"]
 
 
-def test_a_killed_command_goes_on_to_the_weights_of_an_uninterrupted_one(tmp_path: Path, base: Path) -> None:
+def test_a_killed_command_goes_on_to_the_weights_of_an_uninterrupted_one(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = write_rows(tmp_path / "data.jsonl", 64)
     more = ("--epochs", "12", "--heldout-share", "0", "--checkpoint-every-steps", "5")
     assert sft_cli.main(command(base, data, tmp_path / "whole", *more)) == 0
@@ -128,6 +130,7 @@ def test_a_killed_command_goes_on_to_the_weights_of_an_uninterrupted_one(tmp_pat
     process.wait()
     assert not out.exists()
     assert sft_cli.main(command(base, data, out, *more)) == 0
+    assert "rewardloop sft: going on after step " in capsys.readouterr().err
     assert not checkpoints.exists()
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(out)[name]), name

@@ -58,7 +58,7 @@ def finish(
         _say(command, told(error))
         return 2
     except KeyboardInterrupt:
-        _say(command, "interrupted; the same command goes on from the last checkpoint")
+        _say(command, "interrupted; the same command goes on from the last checkpoint, or starts over if there is none")
         return 130
 
 

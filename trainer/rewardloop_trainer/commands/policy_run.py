@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import threading
 from datetime import UTC, datetime
 from functools import partial
@@ -30,6 +29,7 @@ from rewardloop_trainer.assessment.policies.assessors import opened_assessors
 from rewardloop_trainer.assessment.policies.checks import check_contenders
 from rewardloop_trainer.commands.by_hand import Unpublishable, conclude
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
+from rewardloop_trainer.commands.progress import Beginning, Stages
 from rewardloop_trainer.data.base_path import check_base
 from rewardloop_trainer.data.files.policy_rows import PolicyData
 from rewardloop_trainer.evaluation.answers import Contenders, compare_policies, server_scorer
@@ -68,7 +68,7 @@ _ASIDE = {
 }
 
 
-def run_policy_training(settings: PolicyTrainSettings, data: PolicyData) -> int:
+def run_policy_training(settings: PolicyTrainSettings, data: PolicyData, stages: Stages) -> int:
     """Train, judge, write and publish a policy. Under torchrun, every process makes this call.
 
     Returns:
@@ -84,13 +84,13 @@ def run_policy_training(settings: PolicyTrainSettings, data: PolicyData) -> int:
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     if settings.base:
-        check_base(settings.base, lambda line: print(f"rewardloop policy-train: {line}", file=sys.stderr, flush=True))
-        run = PolicyRun(settings, data, start_from_base(settings.base, settings.max_length, settings.layout))
+        check_base(settings.base, stages)
+        run = PolicyRun(settings, data, stages, start_from_base(settings.base, settings.max_length, settings.layout))
     else:
         store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
         start = start_from_store(store, settings.version, settings.max_length)
         anchor = anchor_version(store, settings.version, settings.gate.anchor)
-        run = PolicyRun(settings, data, start, anchor, reference_of(store, anchor, settings.version))
+        run = PolicyRun(settings, data, stages, start, anchor, reference_of(store, anchor, settings.version))
     if not run.is_done():
         with open_client(settings, settings.server) as server:
             run.train(server)
@@ -104,12 +104,14 @@ class PolicyRun:
         self,
         settings: PolicyTrainSettings,
         data: PolicyData,
+        stages: Stages,
         start: PolicyStart,
         anchor: str = "",
         reference: Reference | None = None,
     ) -> None:
         """Prepare the run. Without an anchor, as with a base, the start is the reference and the anchor of its line."""
         self._settings, self._start, self._data = settings, start, data
+        self._stages = stages
         self._anchor, self._reference = anchor, reference
         self._train, self._heldout = data.split(settings.heldout_share)
         learning = PolicySettings.model_validate({n: getattr(settings, n) for n in PolicySettings.model_fields})
@@ -144,7 +146,9 @@ class PolicyRun:
         asks = self._learning.algorithm not in OFFLINE_ALGORITHMS or self._heldout.prompts
         if asks and not server.health("rewardloop.v1.RewardService", timeout_s=_HEALTH_S):
             raise ValueError(f"{self._settings.server}: its reward service is not ready")
-        self._settings.out.mkdir(parents=True, exist_ok=True)
+        checkpoints = self._settings.out / "checkpoints"
+        on_start = Beginning(checkpoints, self._stages)
+        self._stages(f"loading {self._settings.base or f'policy {self._settings.version}'}")
         model = self._start.load_to_learn(self._learning, self._learning.trainer, self._learning.token_budget)
         report = None
         if self._world.is_first:
@@ -158,9 +162,10 @@ class PolicyRun:
                 self._learning,
                 lambda asked, said: score_groups(server, asked, said, model=self._learning.reward_model),
                 RunControl(
-                    self._settings.out / "checkpoints",
+                    checkpoints,
                     on_step=report or (lambda _: None),
                     save=lambda trained: self._save(trained, server),
+                    on_start=on_start,
                 ),
                 reference=self._reference,
             )
@@ -177,6 +182,7 @@ class PolicyRun:
             RunReport(self._report).note(trained.taken_back)
         figures, reasons = {**last_means(read_steps(self._report)), **trained.figures}, list[str]()
         if self._heldout.prompts:
+            self._stages(f"judging answers to {len(self._heldout.prompts):,} held-out prompts")
             gate = self._learning.gate
             found = compare_policies(
                 Contenders(

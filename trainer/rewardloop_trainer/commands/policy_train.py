@@ -14,11 +14,17 @@ from collections.abc import Sequence
 from rewardloop.process.settings import parse
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
 
+PROG = "rewardloop policy-train"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the policy that the flags describe. Returns the exit status."""
-    settings = parse(PolicyTrainSettings, sys.argv[1:] if argv is None else argv, "rewardloop policy-train")
+    settings = parse(PolicyTrainSettings, sys.argv[1:] if argv is None else argv, PROG)
     # Imported here, so that --help does not load torch.
+    from rewardloop_trainer.commands.progress import Stages
+
+    stages = Stages(PROG)
+    stages("loading torch")
     from rewardloop.formats.signatures import UnusableKey
     from rewardloop.formats.store import StoreError
     from rewardloop.process.log import configure_logging
@@ -39,10 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         with people_in_memory() as people:
+            stages(f"reading {settings.prompts}")
             data = read_policy_data(SourceFile.of(settings.prompts), people.add)
             data = data.weighed(people.trust(settings.trust))
         with joined():
-            return run_policy_training(settings, data)
+            return run_policy_training(settings, data, stages)
 
     def told(error: Exception) -> str:
         if isinstance(error, SamplerError):
@@ -58,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         *(RewardloopError, SamplerError, UnreadableFile, UnusableRows, StoreError, UnusableKey, NothingToTrain),
         *(JudgeError, UnusableRubric, UnusableWork, WorkInUse),
     )
-    return finish("rewardloop policy-train", work, known, told)
+    return finish(PROG, work, known, told)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,60 @@
-"""Shows on standard error how far the writing, hashing and uploading of large files is."""
+"""Says on standard error what a long command does, and how far the writing, hashing and uploading of large files is."""
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from rewardloop_trainer.data.computing.torchrun import is_started_first
+
 _LEAST_BYTES = 256 * 2**20  # less is done before anybody asks
 _EVERY_S = 10.0
+
+
+class Stages:
+    """Says in a command's name what it does next, a line for each stage. Of torchrun's processes the first one does."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self._is_first = is_started_first()
+
+    def __call__(self, what: str) -> None:
+        """Say what begins now."""
+        if self._is_first:
+            print(f"{self._command}: {what}", file=sys.stderr, flush=True)
+
+
+class Beginning:
+    """Says where a run of training begins. Pass it to the run as ``on_start``.
+
+    Make it before anything is loaded: it creates the directory of checkpoints, which a run deletes at its end, so that
+    the next call knows that a run began and did not end.
+
+    Args:
+        checkpoints: The run's directory of checkpoints.
+        stages: Says it.
+        first: What a run that begins anew does before its first step; "": nothing.
+    """
+
+    def __init__(self, checkpoints: Path, stages: Stages, first: str = "") -> None:
+        self._is_again = checkpoints.exists()
+        self._stages, self._first = stages, first
+        checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, step: int, steps: int) -> None:
+        """Say where a run of ``steps`` steps begins of which a checkpoint holds ``step``."""
+        if step:
+            self._stages(f"going on after step {step:,} of {steps:,}, from a checkpoint")
+            return
+        if self._is_again:
+            self._stages("starting over: an earlier run did not end, and left no checkpoint that this one can use")
+        self._stages(f"training in {steps:,} steps" + (f", after {self._first}" if self._first else ""))
 
 
 class FileProgress:

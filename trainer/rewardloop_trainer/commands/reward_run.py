@@ -19,6 +19,7 @@ from rewardloop_trainer.assessment.checks import Check, check_figures, checks_re
 from rewardloop_trainer.assessment.reward_models.checks import check_models
 from rewardloop_trainer.commands.by_hand import conclude
 from rewardloop_trainer.commands.people import People
+from rewardloop_trainer.commands.progress import Beginning, Stages
 from rewardloop_trainer.commands.reward_train_settings import RewardTrainSettings
 from rewardloop_trainer.data.base_path import check_base_path
 from rewardloop_trainer.data.files.reward_rows import RewardData
@@ -66,8 +67,8 @@ _ASIDE = {
 class RewardTrainRun:
     """One run of the command. `train` is called in every process of torchrun, `conclude` in the first one alone."""
 
-    def __init__(self, settings: RewardTrainSettings, data: RewardData, people: People) -> None:
-        """Take the settings, the signals and who gave them; nothing is written yet.
+    def __init__(self, settings: RewardTrainSettings, data: RewardData, people: People, stages: Stages) -> None:
+        """Take the settings, the signals, who gave them, and what says what the run does. Nothing is written yet.
 
         Raises:
             ValueError: If another run has written to the directory.
@@ -75,7 +76,7 @@ class RewardTrainRun:
         check_machine(settings)
         if settings.base:
             check_base_path(settings.base)
-        self._settings, self._data, self._people = settings, data, people
+        self._settings, self._data, self._people, self._stages = settings, data, people, stages
         names = RewardHyperparameters.model_fields
         self._learning = RewardHyperparameters.model_validate({name: getattr(settings, name) for name in names})
         self._trained, self._version = settings.out / "trained", settings.out / "version"
@@ -96,6 +97,9 @@ class RewardTrainRun:
         if world.is_first:
             out.mkdir(parents=True, exist_ok=True)
             (out / RUN).write_text(json.dumps({"id": self._id}) + "\n")
+        checkpoints = out / "checkpoints"
+        on_start = Beginning(checkpoints, self._stages, "a linear fit" if self._learning.linear_start else "")
+        self._stages(f"loading {self._settings.base or f'{self._settings.model} {self._settings.version}'}")
         start = self._start()
         makes_delta, settings = choose_weights(start, self._learning)
         report = None
@@ -106,20 +110,21 @@ class RewardTrainRun:
             if report is not None:
                 report(_step_done(done))
 
+        self._stages(f"weighing {len(self._data.records):,} signals")
         train, judged = self._records.train, self._records.heldout
         measured = measure_sources((*train, *judged))
         weighed = weighing(weigh_sources(train, measured, settings.source_floor))
         learned, validation = validation_part(weighed, settings.share_apart)
-        checkpoints = out / "checkpoints"
         try:
             outcome = train_averaged(
-                start.model, start.encoder, learned, validation, settings, checkpoints, on_progress
+                start.model, start.encoder, learned, validation, settings, checkpoints, on_progress, on_start=on_start
             )
         finally:
             if report is not None:
                 report.close()
 
         def write(directory: Path) -> None:
+            self._stages(f"measuring on {len(judged):,} held-out signals")
             save_trained(start.model, settings, directory, self._start, makes_delta=makes_delta)
             heldout = measure_records(start.model, start.encoder, judged, settings)
             known = {**outcome.figures, **heldout.figures("heldout"), **source_figures(measured)}
@@ -132,6 +137,7 @@ class RewardTrainRun:
         """Export the model, judge it, and publish it if that is wanted and allowed. Returns the exit status."""
         about = self._settings.out / RUN
         if not self._version.exists():
+            self._stages(f"exporting and judging {self._version}")
             self._export()
         found = json.loads(about.read_text())
         figures, reasons = found["figures"], found["refused_because"]

@@ -14,11 +14,17 @@ from collections.abc import Sequence
 from rewardloop.process.settings import parse
 from rewardloop_trainer.commands.reward_train_settings import RewardTrainSettings
 
+PROG = "rewardloop reward-train"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the reward model that the flags describe. Returns the exit status."""
-    settings = parse(RewardTrainSettings, sys.argv[1:] if argv is None else argv, "rewardloop reward-train")
+    settings = parse(RewardTrainSettings, sys.argv[1:] if argv is None else argv, PROG)
     # Imported here, so that --help does not load torch.
+    from rewardloop_trainer.commands.progress import Stages
+
+    stages = Stages(PROG)
+    stages("loading torch")
     from rewardloop.formats.store import StoreError
     from rewardloop.process.log import configure_logging
     from rewardloop_data.source_file import SourceFile, UnreadableFile
@@ -35,14 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         with people_in_memory() as people:
-            run = RewardTrainRun(settings, read_reward_data(SourceFile.of(settings.data), people.add), people)
+            stages(f"reading {settings.data}")
+            data = read_reward_data(SourceFile.of(settings.data), people.add)
+            run = RewardTrainRun(settings, data, people, stages)
             with joined():
                 is_first = World().is_first
                 run.train()
             return run.conclude() if is_first else 0  # the others need not wait for the export
 
     known = (UnreadableFile, UnusableRows, NothingToTrain, ExportFailed, StoreError)
-    return finish("rewardloop reward-train", work, known)
+    return finish(PROG, work, known)
 
 
 if __name__ == "__main__":

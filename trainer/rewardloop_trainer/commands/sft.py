@@ -21,16 +21,23 @@ from rewardloop_trainer.policy.sft_settings import SftRunSettings
 if TYPE_CHECKING:
     from rewardloop.formats.text import Encoder
     from rewardloop_data.side_files import Rejection
+    from rewardloop_trainer.commands.progress import Stages
     from rewardloop_trainer.data.dialogues import Dialogue
     from rewardloop_trainer.policy.sft import SftOutcome, SftProgress
 
+PROG = "rewardloop sft"
 _SHOWN_REJECTIONS = 10
+_EVERY_S = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the base that the flags name and print one line. Returns the exit status."""
-    settings = parse(SftRunSettings, sys.argv[1:] if argv is None else argv, "rewardloop sft")
+    settings = parse(SftRunSettings, sys.argv[1:] if argv is None else argv, PROG)
     # Imported here, so that --help does not load torch.
+    from rewardloop_trainer.commands.progress import Stages
+
+    stages = Stages(PROG)
+    stages("loading torch")
     from rewardloop.process.log import configure_logging
     from rewardloop_data.source_file import UnreadableFile
     from rewardloop_trainer.data.base_text import UnusableBase
@@ -40,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging(settings.log_level, settings.log_format)
     try:
         with joined():
-            return run(settings)
+            return run(settings, stages)
     except TrainingStopped as stopped:
         _say(f"{stopped}; the same command goes on from there")
     except (UnreadableFile, UnusableBase, ValueError, ArithmeticError, RuntimeError, OSError) as error:
@@ -48,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
 
 
-def run(settings: SftRunSettings) -> int:
+def run(settings: SftRunSettings, stages: Stages) -> int:
     """Read, train and write. Under torchrun, every process makes this call, and the first one writes.
 
     Returns 0, or 1 if rows were rejected. Raises the errors that `main` reports.
@@ -56,6 +63,7 @@ def run(settings: SftRunSettings) -> int:
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from rewardloop_data.source_file import SourceFile
+    from rewardloop_trainer.commands.progress import Beginning
     from rewardloop_trainer.data.base_path import check_base
     from rewardloop_trainer.data.files.sft_rows import read_dialogues
     from rewardloop_trainer.data.pools.sides import split_at_once
@@ -67,10 +75,11 @@ def run(settings: SftRunSettings) -> int:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     set_verbosity_error()  # type: ignore[no-untyped-call]  # a base that does not load whole is refused in our words
     started = time.monotonic()
-    check_base(settings.base, _say)
+    check_base(settings.base, stages)
     out = settings.out
     _refuse_to_replace(out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    stages(f"reading {settings.data}")
     dialogues, rejections = read_dialogues(SourceFile.of(settings.data).lines(), settings.learn)
     world = World()
     kept = _keep_aside(out, settings.data, rejections) if world.is_first else out
@@ -83,8 +92,12 @@ def run(settings: SftRunSettings) -> int:
         _say(f"{left_out} rows are left out: they link a held-out question to one of training")
     if not sides["train"]:
         raise ValueError(f"{settings.data}: has no row to train on")
-    model, tokenizer, encoder, stored = _load(settings)
     checkpoints = out.with_name(f".{out.name}.checkpoints")
+    on_start = Beginning(checkpoints, stages)
+    stages(f"loading {settings.base}")
+    model, tokenizer, encoder, stored = _load(settings)
+    if sides["heldout"]:
+        stages(f"measuring on {len(sides['heldout']):,} held-out conversations")
     with _bar(settings.data.name, is_shown=world.is_first) as on_progress, _stop_signals() as should_stop:
         outcome = train_sft(
             model,
@@ -95,6 +108,7 @@ def run(settings: SftRunSettings) -> int:
             heldout=sides["heldout"],
             checkpoint_dir=checkpoints,
             should_stop=should_stop,
+            on_start=on_start,
         )
     if world.is_first:
         write(out, finished(model, settings.base, settings).to(stored), tokenizer)
@@ -169,7 +183,7 @@ def _keep_aside(out: Path, data: Path, rejections: Sequence[Rejection]) -> Path:
 
 @contextmanager
 def _bar(name: str, *, is_shown: bool) -> Iterator[Callable[[SftProgress], None]]:
-    """Show a progress bar over the steps, on standard error and only if that is a terminal."""
+    """Show a progress bar over the steps on standard error, or a line every 10 seconds if that is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -181,9 +195,18 @@ def _bar(name: str, *, is_shown: bool) -> Iterator[Callable[[SftProgress], None]
         TextColumn("loss {task.fields[loss]:.3f}"),
         TimeRemainingColumn(),
     )
+    said_s = time.monotonic()
+
+    def show(done: SftProgress) -> None:
+        nonlocal said_s
+        bar.update(task, completed=done.step, total=done.steps, loss=done.loss)
+        if is_shown and not console.is_terminal and time.monotonic() - said_s >= _EVERY_S:
+            said_s = time.monotonic()
+            _say(f"step {done.step:,} of {done.steps:,}, loss {done.loss:.3f}")
+
     with Progress(*columns, console=console, transient=True, disable=not (is_shown and console.is_terminal)) as bar:
         task = bar.add_task(name, total=None, loss=float("nan"))
-        yield lambda done: bar.update(task, completed=done.step, total=done.steps, loss=done.loss)
+        yield show
 
 
 @contextmanager
@@ -219,7 +242,7 @@ def _summary(out: Path, outcome: SftOutcome, rejected: int, kept: Path, seconds:
 
 
 def _say(message: str) -> None:
-    print(f"rewardloop sft: {message}", file=sys.stderr)
+    print(f"{PROG}: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from rewardloop_trainer.data.adapters import first_line
 from rewardloop_trainer.data.computing.head import head_of, logprobs_of
+from rewardloop_trainer.data.computing.torchrun import started_processes
 from rewardloop_trainer.learning.layers import layer_stack
 from rewardloop_trainer.learning.live_bytes import LiveBytes, bytes_of
 from rewardloop_trainer.learning.lora_layers import add_adapters
 from rewardloop_trainer.learning.model_load import UnusableDevice, device_of, shape_passes, type_of
 from rewardloop_trainer.learning.optimizer import temporary_bytes
 from rewardloop_trainer.learning.settings import LearnerSettings
-from rewardloop_trainer.learning.world import started_processes
 
 log = structlog.get_logger()
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from rewardloop_trainer.data.computing.autocast import compute_in
 from rewardloop_trainer.data.computing.head import head_of
 from rewardloop_trainer.data.computing.shards import divide
+from rewardloop_trainer.data.computing.torchrun import started_processes
 from rewardloop_trainer.learning.layers import freeze_layers, layer_stack, recompute_layers
 from rewardloop_trainer.learning.settings import LearnerSettings
-from rewardloop_trainer.learning.world import started_processes
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Parameters with these parts in their names stay in float32: they are few, and what they learn is in small steps.

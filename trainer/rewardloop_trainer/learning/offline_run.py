@@ -99,6 +99,7 @@ class OfflineRun(Generic[FiguresT]):
             NonFiniteGradients: If a step's gradients are not finite.
         """
         self._resume()
+        self.control.on_start(self.step, len(self.plan))
         while self.step < len(self.plan):
             if self.world.largest(float(self.control.should_stop())):
                 self._checkpoint()

@@ -15,7 +15,7 @@ class NothingToLearnFrom(ValueError):
     """Raised when no example can be learned from. The message says how many there were, and why none is left."""
 
 
-def _ignore(_: Any) -> None:
+def _ignore(*_: Any) -> None:
     """The caller does not want to know."""
 
 
@@ -36,12 +36,15 @@ class RunControl(Generic[StepT, SavedT]):
             `TrainingStopped` in all of them.
         save: Called once, in the first process, when the last step is done and before the checkpoints are deleted, so
             that a process that is killed while it saves does not lose the run.
+        on_start: Called before the first step, in every process, with the steps that a checkpoint holds and those of
+            the whole run. The former are 0 if the run begins anew.
     """
 
     checkpoint_dir: Path | None = None
     on_step: Callable[[StepT], None] = _ignore
     should_stop: Callable[[], bool] = _never
     save: Callable[[SavedT], None] = _ignore
+    on_start: Callable[[int, int], None] = _ignore
 
 
 NO_CONTROL: RunControl[Any, Any] = RunControl()

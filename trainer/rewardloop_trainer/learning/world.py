@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rewardloop_trainer.data.computing.shards import is_part
+from rewardloop_trainer.data.computing.torchrun import started_processes
 from rewardloop_trainer.learning.checkpoint import Checkpoint, CorruptCheckpoint, Keep, all_of, latest
 
 Part = TypeVar("Part")
@@ -44,11 +45,6 @@ def joined() -> Iterator[None]:
         dist.barrier()  # no process may go while another still needs it
     finally:
         dist.destroy_process_group()
-
-
-def started_processes() -> int:
-    """How many processes torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def leave(status: int) -> NoReturn:

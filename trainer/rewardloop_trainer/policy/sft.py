@@ -56,7 +56,7 @@ class SftOutcome:
     perplexity_after: float
 
 
-def train_sft(
+def train_sft(  # noqa: PLR0913 - what one run is made of and tells
     model: Any,
     encoder: Encoder,
     train: Sequence[Dialogue],
@@ -66,6 +66,7 @@ def train_sft(
     heldout: Sequence[Dialogue] = (),
     checkpoint_dir: Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    on_start: Callable[[int, int], None] = lambda _, __: None,
 ) -> SftOutcome:
     """Train ``model`` in place; it is in evaluation mode afterwards.
 
@@ -84,6 +85,8 @@ def train_sft(
         heldout: Conversations to measure the perplexity on, before and after; may be empty.
         checkpoint_dir: Where checkpoints are kept; None: nowhere.
         should_stop: Asked before each step.
+        on_start: Called before the first step with the steps that a checkpoint holds, 0 if the run begins anew, and
+            those of the whole run.
 
     Raises:
         NothingToLearnFrom: If no example fits the maximum length.
@@ -102,7 +105,7 @@ def train_sft(
     if settings.packing and not keeps_apart(model, examples, encoder.format.pad):
         raise ValueError("packed examples would see each other in this model: train without packing")
     run = SftRun(model, encoder, examples, judged, settings, checkpoint_dir)
-    return run.to_the_end(dropped, on_progress, should_stop)
+    return run.to_the_end(dropped, on_progress, should_stop, on_start)
 
 
 class SftRun:
@@ -137,11 +140,16 @@ class SftRun:
         self.losses: list[float] = []
 
     def to_the_end(
-        self, dropped: int, on_progress: Callable[[SftProgress], None], should_stop: Callable[[], bool]
+        self,
+        dropped: int,
+        on_progress: Callable[[SftProgress], None],
+        should_stop: Callable[[], bool],
+        on_start: Callable[[int, int], None],
     ) -> SftOutcome:
         """Measure, take the remaining steps, and measure again; ``dropped`` is for the outcome."""
         before = self._perplexity()
         self._resume()
+        on_start(self.step, len(self.plan))
         while self.step < len(self.plan):
             if self.world.largest(float(should_stop())):
                 self._checkpoint()

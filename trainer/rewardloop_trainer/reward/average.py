@@ -30,7 +30,7 @@ from rewardloop_trainer.reward.train import Progress, TrainOutcome, add_parts, t
 log = structlog.get_logger()
 
 
-def train_averaged(
+def train_averaged(  # noqa: PLR0913 - what one run is made of and tells
     model: RewardModel,
     encoder: Encoder,
     train: Sequence[Record],
@@ -39,11 +39,12 @@ def train_averaged(
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
+    on_start: Callable[[int, int], None] = lambda _, __: None,
 ) -> TrainOutcome:
     """Train as `train_reward`, in ``settings.averaged_runs`` runs.
 
     A killed call goes on in the run that it was in, because finished runs are kept under ``checkpoint_dir``. Arguments
-    are those of `train_reward`, and several processes share the work in the same way.
+    are those of `train_reward`, and several processes share the work in the same way. Steps are counted over all runs.
 
     Raises:
         ValueError: If a run's share has no training example, or the model has adapters: the mean of low-rank products
@@ -53,7 +54,9 @@ def train_averaged(
     """
     runs, world = settings.averaged_runs, World()
     if runs == 1:
-        return train_reward(model, encoder, train, validation, settings, checkpoint_dir, on_progress, should_stop)
+        return train_reward(
+            model, encoder, train, validation, settings, checkpoint_dir, on_progress, should_stop, on_start
+        )
     if any("lora_" in name for name, _ in model.named_parameters()):
         raise ValueError("averaged runs train whole weights: set averaged_runs to 1 for adapters")
     add_parts(model, settings)
@@ -61,6 +64,7 @@ def train_averaged(
     start = _weights(model, names)
     sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in start.items()}
     figures: list[Mapping[str, float]] = []
+    has_begun = False
     for run, share in enumerate(shares(train, runs, settings.seed)):
         _set(model, start)
         own = settings.model_copy(update={"seed": settings.seed + 1_000_003 * run})
@@ -73,7 +77,12 @@ def train_averaged(
                 step = before * progress.steps + progress.step
                 on_progress(replace(progress, step=step, steps=runs * progress.steps))
 
-            done = train_reward(model, encoder, share, validation, own, place, report, should_stop).figures
+            def begin(step: int, steps: int, before: int = run, is_told: bool = has_begun) -> None:
+                if not is_told:
+                    on_start(before * steps + step, runs * steps)
+
+            done = train_reward(model, encoder, share, validation, own, place, report, should_stop, begin).figures
+            has_begun = True
             if finished is not None and world.is_first:
                 kept = checkpoint.Checkpoint(int(done["train_steps"]), _weights(model, names), done, about)
                 checkpoint.save(finished, kept)

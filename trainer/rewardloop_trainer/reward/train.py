@@ -111,7 +111,7 @@ class _Position:
     last_loss: float = 0.0
 
 
-def train_reward(
+def train_reward(  # noqa: PLR0913 - what one run is made of and tells
     model: RewardModel,
     encoder: Encoder,
     train: Sequence[Record],
@@ -120,6 +120,7 @@ def train_reward(
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
+    on_start: Callable[[int, int], None] = lambda _, __: None,
 ) -> TrainOutcome:
     """Train ``model`` in place; it ends with the weights that had the least validation loss, in float32 on the CPU.
 
@@ -141,6 +142,8 @@ def train_reward(
         checkpoint_dir: Where checkpoints are kept; None: nowhere.
         on_progress: Called after each step.
         should_stop: Asked before each step.
+        on_start: Called before the linear start and the first step with the steps that a checkpoint holds, 0 if the
+            run begins anew, and those of the whole run.
 
     Raises:
         NothingToLearnFrom: If no record is left to train on.
@@ -170,7 +173,9 @@ def train_reward(
             shortest = min((s for e in encoded.examples for s in e.sequences), key=lambda s: len(s.ids))
             idle = partial(forward, model, [shortest], encoder.format.pad)
             divide(model, model.trunk, layer_stack(model.trunk), idle, device_of(settings))
-        run = RewardRun(model, encoder, encoded, validation, settings, checkpoint_dir, on_progress, should_stop)
+        run = RewardRun(
+            model, encoder, encoded, validation, settings, checkpoint_dir, on_progress, should_stop, on_start
+        )
         return run.to_the_end()
     finally:
         release(model, model.trunk)
@@ -192,7 +197,7 @@ def add_parts(model: RewardModel, settings: RewardTraining) -> None:
 class RewardRun:
     """One run of reward training: its model, its optimizer and its position, which checkpoints keep."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what one run is made of and tells
         self,
         model: RewardModel,
         encoder: Encoder,
@@ -202,11 +207,13 @@ class RewardRun:
         checkpoint_dir: Path | None,
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
+        on_start: Callable[[int, int], None],
     ) -> None:
         self.model, self.encoder, self.settings = model, encoder, settings
         self.encoded, self.examples = encoded, encoded.examples
         self.validation_pairs = pairs_of(validation)
         self.checkpoint_dir, self.on_progress, self.should_stop = checkpoint_dir, on_progress, should_stop
+        self.on_start = on_start
         self.world = World()
         self.optimizer = optimizer_of(model, settings)
         self.trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -360,6 +367,7 @@ class RewardRun:
             steps=len(self.plan),
             newest=self.world.newest_checkpoint,
         )
+        self.on_start(0 if found is None else found.step, len(self.plan))
         if found is None:
             self._start_anew()
             return

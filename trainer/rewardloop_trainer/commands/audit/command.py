@@ -8,11 +8,17 @@ from collections.abc import Sequence
 from rewardloop.process.settings import parse
 from rewardloop_trainer.commands.audit.settings import AuditSettings
 
+PROG = "rewardloop audit"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Audit what the flags name and print the findings. Returns the exit status."""
-    settings = parse(AuditSettings, sys.argv[1:] if argv is None else argv, "rewardloop audit")
+    settings = parse(AuditSettings, sys.argv[1:] if argv is None else argv, PROG)
     # Imported here, so that --help does not load torch.
+    from rewardloop_trainer.commands.progress import Stages
+
+    stages = Stages(PROG)
+    stages("loading torch")
     from rewardloop.formats.signatures import UnusableKey
     from rewardloop.formats.store import StoreError
     from rewardloop.process.log import configure_logging
@@ -23,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     configure_logging(settings.log_level, settings.log_format)
     try:
-        found = run_audit(settings)
+        found = run_audit(settings, stages)
     except (StoreError, UnusableBase, UnusableKey, UnreadableFile, NothingToTrain, ValueError, OSError) as error:
-        print(f"rewardloop audit: {error}", file=sys.stderr)
+        print(f"{PROG}: {error}", file=sys.stderr)
         return 2
     show(found, settings)
     return 1 if found.findings else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +31,7 @@ from rewardloop_trainer.audit.coverage import traffic_of
 from rewardloop_trainer.audit.judged import Unseen, judged_of
 from rewardloop_trainer.audit.report import figures_of, findings, report_of
 from rewardloop_trainer.commands.audit.settings import AuditSettings
+from rewardloop_trainer.commands.progress import Stages
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.reports.page import JSON, PAGE, publish_report, write_report
 from rewardloop_trainer.reports.parts import Cell
@@ -48,7 +48,7 @@ class Found:
     figures: dict[str, float]
 
 
-def run_audit(settings: AuditSettings) -> Found:
+def run_audit(settings: AuditSettings, stages: Stages) -> Found:
     """Audit, and write what was found.
 
     Raises:
@@ -62,8 +62,9 @@ def run_audit(settings: AuditSettings) -> Found:
     until_ms: int | None = None
     margins_of: Margins | None = None
     if settings.version:
-        until_ms, margins_of = _model(settings)
-    _say("reading the signals")
+        stages(f"loading {settings.model} {settings.version}")
+        until_ms, margins_of = _model(settings, stages)
+    stages("reading the signals")
     events = list(_events(settings))
     judged = judged_of(events, Unseen(until_ms, settings.heldout_share), settings.group_tag)
     if not judged:
@@ -72,7 +73,7 @@ def run_audit(settings: AuditSettings) -> Found:
     if settings.traffic is not None:
         lines = SourceFile.of(settings.traffic).lines()
         traffic = traffic_of((line.number, line.value()) for line in lines)
-    _say(f"auditing {len(judged):,} signals")
+    stages(f"auditing {len(judged):,} signals")
     with CrowdFile(None, most=len(events)) as file:
         file.add(events)
         audit = make_audit(judged, file, margins_of, traffic, settings.probed)
@@ -148,21 +149,17 @@ def _events(settings: AuditSettings) -> Iterator[feedback_pb2.FeedbackEvent]:
             raise ValueError(f"{settings.data}:{line.number}: {error}") from error
 
 
-def _model(settings: AuditSettings) -> tuple[int | None, Margins]:
+def _model(settings: AuditSettings, stages: Stages) -> tuple[int | None, Margins]:
     """Return until when the version has learned, in milliseconds since 1970, and what gives its margins."""
     store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
     manifest = store.manifest(settings.model, settings.version)
     until = order(manifest.data.last_stream_id)[0] if manifest.data and settings.data is None else None
-    return until, partial(_margins, load_reward(store, settings.version, settings.model), settings.token_budget)
+    return until, partial(_margins, stages, load_reward(store, settings.version, settings.model), settings.token_budget)
 
 
-def _margins(model: LoadedReward, token_budget: int, pairs: Sequence[Pair]) -> Floats:
-    _say(f"scoring {2 * len(pairs):,} responses")
+def _margins(stages: Stages, model: LoadedReward, token_budget: int, pairs: Sequence[Pair]) -> Floats:
+    stages(f"scoring {2 * len(pairs):,} responses")
     margins = np.full(len(pairs), np.nan)
     read = [i for i, is_read in enumerate(model.encoder.reads([pair.prompt for pair in pairs])) if is_read]
     margins[read] = pair_margins(model.model, model.encoder, [pairs[i] for i in read], model.length, token_budget)
     return margins
-
-
-def _say(text: str) -> None:
-    print(f"rewardloop audit: {text}", file=sys.stderr, flush=True)

@@ -12,11 +12,17 @@ from collections.abc import Sequence
 from rewardloop.process.settings import parse
 from rewardloop_trainer.commands.evaluate.settings import EvaluateSettings
 
+PROG = "rewardloop evaluate"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate what the flags name. Returns the exit status."""
-    settings = parse(EvaluateSettings, sys.argv[1:] if argv is None else argv, "rewardloop evaluate")
+    settings = parse(EvaluateSettings, sys.argv[1:] if argv is None else argv, PROG)
     # Imported here, so that --help does not load torch.
+    from rewardloop_trainer.commands.progress import Stages
+
+    stages = Stages(PROG)
+    stages("loading torch")
     from rewardloop.formats.signatures import UnusableKey
     from rewardloop.formats.store import StoreError
     from rewardloop.process.log import configure_logging
@@ -35,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         *(StoreError, UnreadableFile, UnusableRows, UnusableBase, UnusableKey, NothingToTrain),
         *(JudgeError, UnusableRubric, UnusableWork, WorkInUse),
     )
-    return finish("rewardloop evaluate", lambda: evaluate(settings), known, _told)
+    return finish(PROG, lambda: evaluate(settings, stages), known, _told)
 
 
 def _told(error: Exception) -> str:

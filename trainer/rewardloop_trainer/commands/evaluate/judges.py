@@ -13,8 +13,8 @@ from rewardloop_trainer.assessment.policies.people import PeopleJudge
 from rewardloop_trainer.assessment.safety.open_rater import opened_rater
 from rewardloop_trainer.assessment.safety.raters import NamedRater
 from rewardloop_trainer.commands.evaluate.loaded import reward_of, store_of
-from rewardloop_trainer.commands.evaluate.outcome import Stages
 from rewardloop_trainer.commands.evaluate.settings import EvaluateSettings
+from rewardloop_trainer.commands.progress import Stages
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.judging.asked_chat import AskedChat, CallOutcome
 from rewardloop_trainer.judging.chat import Request

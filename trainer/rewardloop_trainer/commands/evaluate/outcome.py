@@ -21,13 +21,6 @@ from rewardloop_trainer.reports.parts import Report
 METRICS = "metrics.prom"
 
 
-class Stages:
-    """Says on standard error what is being measured, a line for each stage."""
-
-    def __call__(self, what: str) -> None:
-        print(f"rewardloop evaluate: {what}", file=sys.stderr, flush=True)
-
-
 def write_outcome(report: Report, directory: Path, model: str, version: str) -> Path:
     """Write all files. Returns the page. Raises OSError.
 

@@ -42,8 +42,8 @@ from rewardloop_trainer.commands.evaluate.loaded import (
     tokenizer_of,
     trained_records,
 )
-from rewardloop_trainer.commands.evaluate.outcome import Stages
 from rewardloop_trainer.commands.evaluate.settings import EvaluateSettings
+from rewardloop_trainer.commands.progress import Stages
 from rewardloop_trainer.data.preferences import Prompt, Record
 from rewardloop_trainer.data.split import prompt_key
 from rewardloop_trainer.evaluation.answers import fluency

@@ -38,8 +38,8 @@ from rewardloop_trainer.commands.evaluate.loaded import (
     store_of,
     trained_records,
 )
-from rewardloop_trainer.commands.evaluate.outcome import Stages
 from rewardloop_trainer.commands.evaluate.settings import EvaluateSettings
+from rewardloop_trainer.commands.progress import Stages
 from rewardloop_trainer.data.preferences import Pair, Record, pairs_of
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, evidence_of
 from rewardloop_trainer.evaluation.gate_anchor import GateAnchor
@@ -66,6 +66,7 @@ def evaluate_reward(
     stages("loading models")
     models = _models(settings)
     first = models[0]
+    stages("reading held-out signals")
     evidence = evidence_of(heldout_records(settings, first.encoder))
     choices = Choices.of(evidence)
     if not len(choices):
@@ -75,6 +76,7 @@ def evaluate_reward(
         stages(f"{model.name}: {len(evidence.pairs):,} pairs and {len(evidence.graded):,} grades")
         readings[model.name] = model.read(evidence)
     margins = {name: strict_margins(evidence, each) for name, each in readings.items()}
+    stages("reading the signals of training")
     train = trained_records(settings, first.encoder)
     stages("baselines")
     baselines = {_LENGTH: length_margins(choices), _WORDS: word_margins(choices, pairs_of(train), settings.seed)}

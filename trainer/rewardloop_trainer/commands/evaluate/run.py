@@ -11,16 +11,17 @@ from rewardloop.formats.mixing.names import POLICY
 from rewardloop_trainer.assessment.checks import Check, check_figures, checks_section
 from rewardloop_trainer.assessment.reward_models.report import Findings
 from rewardloop_trainer.commands.evaluate.loaded import store_of
-from rewardloop_trainer.commands.evaluate.outcome import Stages, record_figures, write_outcome
+from rewardloop_trainer.commands.evaluate.outcome import record_figures, write_outcome
 from rewardloop_trainer.commands.evaluate.policy_run import evaluate_policy
 from rewardloop_trainer.commands.evaluate.reward_run import evaluate_reward
 from rewardloop_trainer.commands.evaluate.settings import EvaluateSettings
+from rewardloop_trainer.commands.progress import Stages
 from rewardloop_trainer.reports.page import publish_report
 from rewardloop_trainer.reports.parts import Cell, Report
 from rewardloop_trainer.rounds.publish import code_version
 
 
-def evaluate(settings: EvaluateSettings) -> int:
+def evaluate(settings: EvaluateSettings, stages: Stages) -> int:
     """Measure the model, write the report and say what its checks decide.
 
     Returns:
@@ -34,7 +35,7 @@ def evaluate(settings: EvaluateSettings) -> int:
     set_verbosity_error()  # type: ignore[no-untyped-call]
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
-    found, stages = Findings(), Stages()
+    found = Findings()
     measure = evaluate_policy if settings.model == POLICY else evaluate_reward
     name, facts, checks = measure(settings, found, stages)
     if checks:

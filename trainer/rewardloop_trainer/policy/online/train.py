@@ -152,6 +152,7 @@ class OnlineRun:
     def to_the_end(self) -> OnlineOutcome:
         """Take the remaining steps and let the caller save."""
         self._resume()
+        self.control.on_start(self.step, self.settings.steps)
         steps, history, taken_back = self.settings.steps, list[StepDone](), None
 
         def stop_if_asked() -> None:
