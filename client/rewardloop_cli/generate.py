@@ -142,7 +142,7 @@ def _fields(found: Generation) -> dict[str, object]:
 
 
 def _print(found: Generation) -> None:
-    """Print the texts on standard output, and all that is about them on standard error."""
+    """Print the answers on standard output, and remarks about them on standard error."""
     for number, each in enumerate(found.candidates, start=1):
         if len(found.candidates) > 1:
             _say(f"answer {number} of {len(found.candidates)}:")

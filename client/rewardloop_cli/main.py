@@ -174,7 +174,7 @@ def generate(  # noqa: PLR0913  # long: each parameter is an option of the comma
 ) -> None:
     """Ask the live policy for answers to a prompt.
 
-    The answers go to standard output, and what is to be said about them to standard error.
+    The answers go to standard output, and remarks about them to standard error.
     """
     from rewardloop_cli import generate as command
     from rewardloop_cli.failures import finish

@@ -11,7 +11,7 @@ from rewardloop_cli.server_option import DEFAULT_SERVER, Server
 _Model = Annotated[str, typer.Argument(help="reward, policy, or another reward model's name", metavar="MODEL")]
 _Store = Annotated[str, typer.Option(help="Read this model store itself, a path or URL; no server is asked.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_Reason = Annotated[str, typer.Option(help="Who asks for the change, and why; kept with it.")]
+_Reason = Annotated[str, typer.Option(help="Who asks for the change, and why. The server keeps it with the change.")]
 
 models = typer.Typer(help="See and change model versions.", rich_markup_mode=None, no_args_is_help=True)
 

@@ -189,7 +189,7 @@ def _untrained(info: VersionInfo) -> str | None:
 
 
 def summary_of(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a person asks of a manifest first: single values as they are, long lists by their size."""
+    """Return the values of a manifest that people look at first. The files are their number and first names."""
     found = {
         name: str(manifest[name])
         for name in ("base", "created_at", "code_version", "seed", "max_length", "heads", "precision")

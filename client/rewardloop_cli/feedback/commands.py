@@ -59,7 +59,8 @@ def feedback_import(  # noqa: PLR0913  # long: each parameter is an option of th
     scale: Scale = "",
     verbatim: Verbatim = False,
     count_copies: Annotated[
-        bool, typer.Option("--count-copies", help="Count equal judgements of nobody by name as different people's.")
+        bool,
+        typer.Option("--count-copies", help="Count equal judgements that name no person as those of different people."),
     ] = False,
     csv_safe: Annotated[
         bool,
@@ -78,7 +79,7 @@ def feedback_import(  # noqa: PLR0913  # long: each parameter is an option of th
     """Record the signals in data files, after a look at all of their rows.
 
     Rows: {prompt, chosen, rejected} (text or messages), {prompt, completion, label}, and the others of 'feedback
-    shapes'. What may mean two things is refused, with the option that settles it.
+    shapes'. A file whose rows may mean two things is refused, and the message names the option that settles it.
     Exit status: 0 if all rows were recorded, 1 if some were rejected, 2 if a file or the server failed.
     """
     from rewardloop_cli.failures import finish
@@ -134,12 +135,15 @@ def feedback_erase(
         str, typer.Option(help="Person whose signals are erased; - reads the id from standard input.", metavar="ID")
     ] = "",
     generation: Annotated[
-        str, typer.Option(help="Generation that is erased with all signals about it; - as above.", metavar="ID")
+        str,
+        typer.Option(
+            help="Generation to erase with all signals about it; - reads the id from standard input.", metavar="ID"
+        ),
     ] = "",
     erasure: Annotated[str, typer.Option(help="Follow an erasure that was begun.", metavar="ID")] = "",
     caller: Annotated[
         str | None,
-        typer.Option(help="Caller whose annotator it is; an empty text: no caller. Default: those of all callers."),
+        typer.Option(help="Caller of --annotator; an empty text means no caller. Default: this id under every caller."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show which versions learned from the signals, and erase nothing.")
@@ -153,7 +157,7 @@ def feedback_erase(
     """Erase every signal of a person for good, wherever the deployment keeps it.
 
     Shows what was erased, the versions that have learned from it, and what is left to do by hand, such as backups.
-    Exit status: 0 when it is done, 1 if somebody is still at it after --wait-s, 2 if it failed.
+    Exit status: 0 when it is done, 1 if a holder of signals is not done after --wait-s, 2 if it failed.
     """
     from rewardloop_cli.failures import finish
     from rewardloop_cli.feedback import erase as command

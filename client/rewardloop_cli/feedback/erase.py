@@ -24,7 +24,7 @@ _BY_HAND = (
 
 @dataclass(frozen=True, slots=True)
 class Whose:
-    """Whose signals are erased: one of the first three is given; "-" stands for standard input."""
+    """What to erase: exactly one of the first three fields is not empty. "-" reads its value from standard input."""
 
     annotator: str
     generation: str
@@ -33,7 +33,10 @@ class Whose:
 
 
 def run(whose: Whose, server: str, *, wait_s: float, as_json: bool) -> int:
-    """Erase, and wait. Returns 0 when it is done, 1 if it is not yet. Raises UsageError and RewardloopError."""
+    """Erase, and wait. Returns 0 if all holders of signals are done, 1 if some are not done within ``wait_s``.
+
+    Raises UsageError and RewardloopError.
+    """
     annotator, generation, erasure = map(_given, (whose.annotator, whose.generation, whose.erasure))
     if len([each for each in (annotator, generation, erasure) if each]) != 1:
         raise UsageError("name one of --annotator, --generation and --erasure")
@@ -50,7 +53,10 @@ def run(whose: Whose, server: str, *, wait_s: float, as_json: bool) -> int:
 
 
 def look(whose: Whose, server: str, *, wait_s: float, as_json: bool) -> int:
-    """Show what would be erased. Returns 0, or 1 without an answer. Raises UsageError and RewardloopError."""
+    """Show what would be erased. Returns 0, or 1 if the trainer does not answer.
+
+    Raises UsageError and RewardloopError.
+    """
     annotator, generation = map(_given, (whose.annotator, whose.generation))
     if whose.erasure or bool(annotator) == bool(generation):
         raise UsageError("--dry-run needs one of --annotator and --generation")
@@ -74,9 +80,9 @@ def look(whose: Whose, server: str, *, wait_s: float, as_json: bool) -> int:
 
 
 def _given(text: str) -> str:
-    """Return the text, or the line of standard input that "-" stands for, so that no id is in a list of processes.
+    """Return the text, or a line of standard input if it is "-", which keeps an id out of the list of processes.
 
-    Spaces around an id are part of it: without them it may be somebody else's.
+    Spaces around an id are kept, because the id without them may be another person's.
     """
     return sys.stdin.readline().rstrip("\r\n") if text == "-" else text
 

@@ -1,4 +1,4 @@
-"""Turns the flags of `feedback import` and `feedback convert` into what they settle."""
+"""Turns the flags of `feedback import` and `feedback convert` into the choices with which a file is read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def parse_choices(
     verbatim: bool,
     count_copies: bool,
 ) -> Choices:
-    """Return what the flags settle about a file. Raises UsageError."""
+    """Return the choices that the flags make about how a file is read. Raises UsageError."""
     pairs: dict[str, str] = {}
     for column in columns:
         key, equals, path = column.partition("=")

@@ -32,7 +32,7 @@ _SHOWN_REJECTIONS = 10
 
 @dataclass(frozen=True, slots=True)
 class SignalPlan:
-    """How the rows of a file are read, and what every signal of them gets."""
+    """How the rows of a file become signals, and the labels that every signal gets."""
 
     reading: Reading
     labels: Labels
@@ -40,7 +40,7 @@ class SignalPlan:
 
     @property
     def reads_settled_rows(self) -> bool:
-        """Equal judgements are told apart by their number."""
+        """Whether equal judgements are told apart by their number, which the rows before them decide."""
         return self.reading.choices.counts_copies
 
     def reader(self) -> Callable[[Json], list[feedback_pb2.FeedbackEvent]]:
@@ -57,7 +57,12 @@ class SignalPlan:
 
 
 def import_id_of(source: SourceFile, choices: Choices, given: Sequence[Any]) -> str:
-    """Return the id of an import: the same file, read in the same way with the same things given, has the same one.
+    """Return the id of an import. The same file has the same id if it is read with the same choices and settings.
+
+    Args:
+        source: The file.
+        choices: How its rows are read.
+        given: The settings of the command that change what the rows become.
 
     Raises:
         UnreadableFile: The file cannot be read.

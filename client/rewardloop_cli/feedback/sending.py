@@ -1,7 +1,7 @@
-"""Sends the rows of a file in batches, and keeps the progress, whatever the rows become.
+"""Sends the rows of a file in batches, and keeps the progress. A plan says what the rows become, such as signals.
 
-Batches are sent in parallel and settled in order, so that the progress "done up to line N" is always true. What is sent
-twice after a crash must count once with the server.
+Batches are sent in parallel and settled in order, so that the progress "done up to line N" is always true. After a
+crash an item may be sent twice, so that the server must count it once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Plan(Protocol[M]):
 
     @property
     def reads_settled_rows(self) -> bool:
-        """Whether what a row becomes depends on the rows before it, so that these are read again."""
+        """Whether a row's items depend on the rows before it. If so, a run that goes on reads those again."""
 
     def reader(self) -> Callable[[Json], list[M]]:
         """Return a function that is called with each row in turn, and returns its items. It raises RowError."""
@@ -59,7 +59,7 @@ class Plan(Protocol[M]):
 
 @dataclass(slots=True)
 class Batch(Generic[M]):
-    """Rows that are sent together: their items, and the rows that are none. ``last`` is its last line."""
+    """Rows that are sent together: their items, and the rows that were rejected. ``last`` is the last line."""
 
     last: Line
     rows: int = 0
@@ -122,7 +122,7 @@ class Delivery(Generic[M, R]):
     Args:
         send: Sends items, and returns one outcome for each.
         patience_s: Seconds to wait.
-        say: Called with what is to be said about the wait.
+        say: Called with a message when a wait begins.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Delivery(Generic[M, R]):
         self._stopped = False
 
     def stop(self) -> None:
-        """Make waiting deliveries give up."""
+        """Stop waiting for the server. A delivery that waits raises GaveUp."""
         self._stopped = True
 
     def record(self, items: Sequence[M]) -> list[R | RewardloopError]:
@@ -187,14 +187,14 @@ class Delivery(Generic[M, R]):
 
 
 def worth_waiting(outcome: object) -> bool:
-    """Return whether an outcome is an error that may pass."""
+    """Return whether an outcome is an error that a later try may not meet."""
     return isinstance(outcome, RewardloopError) and (
         outcome.may_retry or outcome.code.name == "DEADLINE_EXCEEDED"  # the server records an event_id once
     )
 
 
 def one_line(error: object) -> str:
-    """Return what failed in one line, for a message."""
+    """Return the error's reason and text in one line."""
     reason = getattr(error, "reason", "") or type(error).__name__
     return f"{reason}: {' '.join(str(error).split())[:200]}"
 

@@ -39,7 +39,7 @@ def summary_of(name: str, found: Survey, import_id: str) -> list[str]:
 
 
 def counted(number: int, name: str) -> str:
-    """Return a number with what is counted, whose plural ends in s."""
+    """Return a number and the noun that it counts. The noun's plural ends in s."""
     return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 

@@ -43,11 +43,15 @@ def label_import(  # noqa: PLR0913  # long: each parameter is an option of the c
     shared_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the tasks that more labellers answer.")
     ] = 0.0,
-    shared_overlap: Annotated[int, typer.Option(min=0, max=100, help="How many labellers answer those.")] = 0,
+    shared_overlap: Annotated[
+        int, typer.Option(min=0, max=100, help="How many labellers answer the tasks of --shared-share.")
+    ] = 0,
     candidates: Annotated[
         int, typer.Option(min=1, max=8, help="How many answers the policy gives to a prompt without responses.")
     ] = 2,
-    temperature: Annotated[float | None, typer.Option(min=0.0, max=5.0, help="Of these answers; default: 1.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, max=5.0, help="Temperature of these answers; default: 1.")
+    ] = None,
     aspect: Annotated[
         str, typer.Option(help="Reward model that learns from rows without an aspect of their own; default: reward.")
     ] = "",
@@ -62,7 +66,7 @@ def label_import(  # noqa: PLR0913  # long: each parameter is an option of the c
     as_json: AsJson = False,
     server: Server = DEFAULT_SERVER,
 ) -> None:
-    """Add the rows of data files as tasks. What rows say about their responses is not told to anybody.
+    """Add the rows of data files as tasks. Labellers do not see what the rows say about their responses.
 
     Exit status: 0 if all rows are tasks, 1 if some were rejected, 2 if a file or the server failed.
     """
@@ -149,7 +153,7 @@ def label_retract(
     as_json: AsJson = False,
     server: Server = DEFAULT_SERVER,
 ) -> None:
-    """Take the tasks of imports back: nobody is given them any more."""
+    """Take the tasks of imports back, so that no labeller gets them any more."""
     from rewardloop_cli.failures import finish
     from rewardloop_cli.label import retract as command
 

@@ -32,11 +32,11 @@ def run(
         raise UsageError(f"--format {form}: is not one of {', '.join((*FORMS, *TOOLS))}")
     is_parquet = out is not None and out.suffix.lower() in _PARQUET
     if is_parquet and form not in FORMS:
-        raise UsageError(f"--format {form}: is JSON, and Parquet is not read by that tool")
+        raise UsageError(f"--format {form}: that tool reads no Parquet; name the file .json")
     if out is not None:
         _check_ending(out, form)
     if out is not None and out.exists() and not replace and not dry_run:
-        raise UsageError(f"{out}: exists already, and is not replaced (--replace)")
+        raise UsageError(f"{out}: exists already; --replace replaces it")
     left_out: Counter[str] = Counter()
     with open_client(server, timeout_s=60.0) as client:
         rows = list(_rows(_wanted(client, project, form, left_out), form, left_out))
@@ -53,7 +53,7 @@ def run(
 
 
 def _check_ending(out: Path, form: str) -> None:
-    """Raise UsageError for a name that says something else than what is written to it."""
+    """Raise UsageError if the file's name has the ending of another format."""
     ending = out.suffix.lower()
     if form in TOOLS and ending in (*_LINES, *_OTHERS):
         raise UsageError(f"{out}: --format {form} is one JSON array; name the file .json")
@@ -86,7 +86,10 @@ def _rows(answers: Iterable[GivenAnswer], form: str, left_out: Counter[str]) -> 
 
 
 def _write(rows: list[dict[str, Any]], form: str, out: Path | None, *, replace: bool, is_parquet: bool) -> None:
-    """Write a file that is whole or not there, or standard output. Raises UnwritableFile and UsageError."""
+    """Write the rows to standard output, or to a file that appears whole or not at all.
+
+    Raises UnwritableFile and UsageError.
+    """
     if out is None:
         sys.stdout.write(_text(rows, form))
         return

@@ -43,14 +43,14 @@ class Wanted:
     """The settings that all tasks of an import share.
 
     Attributes:
-        project: Whose tasks they are.
-        kinds: How they may be answered; empty for a kind by the number of responses.
+        project: The project that gets the tasks.
+        kinds: The kinds of answer that a task takes; if empty, the number of responses decides.
         scale: Lowest and highest grade; None for 1 to 5.
-        overlap: How many labellers answer each.
-        shared: Share of the tasks that more labellers answer, and how many these are.
-        candidates: How many answers a prompt without responses gets.
-        temperature: Of these; None for 1.
-        aspect: What tasks ask about whose row does not say it.
+        overlap: How many labellers answer a task.
+        shared: Share of the tasks that more labellers answer, and how many labellers those tasks have.
+        candidates: How many answers the policy gives to a prompt without responses.
+        temperature: The temperature of these answers; None for 1.
+        aspect: The aspect of a task whose row names none.
         tags: Labels of every task.
     """
 
@@ -77,7 +77,7 @@ class Wanted:
         )
 
     def kinds_of(self, question: Question) -> tuple[AnswerKindName, ...]:
-        """Return how the task of a question may be answered."""
+        """Return the kinds of answer that the task of a question takes."""
         count = len(question.responses) or self.candidates
         by_count: AnswerKindName = "rating" if count == 1 else "choice" if count == 2 else "ranking"
         return self.kinds or (by_count,)
