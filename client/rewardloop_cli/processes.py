@@ -17,6 +17,7 @@ _OWN_PACKAGES = (
     "rewardloop_gateway",
     "rewardloop_local",
     "rewardloop_policy",
+    "rewardloop_reward",
     "rewardloop_sampling",
     "rewardloop_server",
     "rewardloop_trainer",

@@ -27,8 +27,8 @@ from rewardloop_local.redis_server import EmbeddedRedis, RedisServerError
 from rewardloop_local.redis_server.door import open_door
 from rewardloop_local.start_record import report
 from rewardloop_local.supervise import Process, Supervisor
+from rewardloop_reward.unusable_base import UnusableBase
 from rewardloop_trainer.data.base_path import check_base_path
-from rewardloop_trainer.data.unusable_base import UnusableBase
 
 log = structlog.get_logger()
 

@@ -4,8 +4,9 @@
 
 In each pair one answer is GPT-4 Turbo's, the reference, which won 0.80 of the training pairs. The first rows know which
 answer that is and which model wrote the other one, as no reward model does; a strength of each model is fitted on the
-training pairs. The last rows read phrases alone (`reward/heads/phrases.py`), without a trunk. Rows with a penalty take
-it off for each unit of log length, in deviations of the margins, to see what answers that are shorter and won cost.
+training pairs. The last rows read phrases alone (`rewardloop_reward/phrases.py`), without a trunk. Rows with a penalty
+take it off for each unit of log length, in deviations of the margins, to see what answers that are shorter and won
+cost.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ import torch
 from support.reward_bases import encoder_for, mixed_sequences, save_base
 
 from rewardloop.formats.store import MODEL, TORCH
+from rewardloop_reward.phrases import phrases_of
 from rewardloop_trainer.export.parity import PARITY_TOLERANCE, check_parity, export_reward
 from rewardloop_trainer.learning.settings import LoraSettings
 from rewardloop_trainer.reward.examples import logits_of
-from rewardloop_trainer.reward.heads.phrases import phrases_of
 from rewardloop_trainer.reward.lora import as_delta
 from rewardloop_trainer.reward.model import RewardModel
 

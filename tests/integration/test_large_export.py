@@ -16,6 +16,8 @@ from support.reward_bases import encoder_for, exported, mixed_sequences, save_ba
 from transformers import AutoModel, Gemma3TextConfig
 
 from rewardloop.formats.store import MODEL, ModelStore
+from rewardloop_reward.stored_weights import keep_stored_weights
+from rewardloop_reward.trunk import load_complete
 from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
@@ -26,9 +28,7 @@ from rewardloop_trainer.export.parity import PARITY_TOLERANCE, export_reward, pa
 from rewardloop_trainer.export.precision import Precision, convert
 from rewardloop_trainer.export.weights import load_graph, outside_of, write_graph
 from rewardloop_trainer.reward import stored_weights
-from rewardloop_trainer.reward.base_model import load_complete
 from rewardloop_trainer.reward.model import RewardModel
-from rewardloop_trainer.reward.stored_weights import keep_stored_weights
 
 KINDS = ("bert", "llama", "gpt2")
 

@@ -12,9 +12,9 @@ from support.tiny_policies import save_tiny_policy, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rewardloop.formats.text import Turn
+from rewardloop_reward.unusable_base import UnusableBase
 from rewardloop_trainer.commands.critique.command import main as critique
 from rewardloop_trainer.commands.judge.command import main as judge
-from rewardloop_trainer.data.unusable_base import UnusableBase
 from rewardloop_trainer.judging.chat import Request
 from rewardloop_trainer.judging.judge import Duel, JudgeRefused
 from rewardloop_trainer.judging.local_chat import LocalChat, LocalChooser

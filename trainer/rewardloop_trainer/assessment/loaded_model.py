@@ -14,10 +14,10 @@ from rewardloop.formats.mixing.names import REWARD, is_name
 from rewardloop.formats.store import MANIFEST, TOKENIZER, TORCH, Calibration, Manifest, ModelStore
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.text_format import read_text_format
+from rewardloop_reward.unusable_base import UnusableBase
 from rewardloop_trainer.data.base_path import check_base_path
 from rewardloop_trainer.data.length_share import LengthShare
 from rewardloop_trainer.data.preferences import Prompt
-from rewardloop_trainer.data.unusable_base import UnusableBase
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, read_evidence
 from rewardloop_trainer.evaluation.policy_judge import PolicyJudge
 from rewardloop_trainer.reward.model import RewardModel

@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import (
 from rewardloop.formats.signatures import signer
 from rewardloop.formats.store import TOKENIZER, TORCH, Manifest, ModelStore
 from rewardloop.formats.text import Encoded, Encoder
+from rewardloop_reward.trunk import read_config
 from rewardloop_trainer.commands.export_notes import said
 from rewardloop_trainer.commands.export_settings import ExportSettings
 from rewardloop_trainer.commands.progress import FileProgress
@@ -39,7 +40,6 @@ from rewardloop_trainer.export.own_parity import (
 )
 from rewardloop_trainer.export.parity import PARITY_TOLERANCE
 from rewardloop_trainer.reward.anchors import ANCHORS, anchors_to_export, check_anchors, write_anchors
-from rewardloop_trainer.reward.base_model import read_config
 from rewardloop_trainer.reward.calibrate import calibrate
 from rewardloop_trainer.reward.heads.choice import parse_weights
 from rewardloop_trainer.reward.heads.classifier import ClassifierHeads, classifier_heads

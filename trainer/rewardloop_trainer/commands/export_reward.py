@@ -15,6 +15,7 @@ from rewardloop.formats.signatures import signer
 from rewardloop.formats.store import MODEL, Manifest, ModelStore
 from rewardloop.formats.text import Encoded, Encoder
 from rewardloop.formats.vocabulary import UNTRAINED_HEADS_NOTE
+from rewardloop_reward.stored_weights import keep_stored_weights
 from rewardloop_trainer.commands.export_notes import said
 from rewardloop_trainer.commands.export_settings import ExportSettings
 from rewardloop_trainer.commands.progress import FileProgress
@@ -40,7 +41,6 @@ from rewardloop_trainer.reward.evaluate import pair_margins
 from rewardloop_trainer.reward.examples import encode_records
 from rewardloop_trainer.reward.heads.step_token import with_step_end
 from rewardloop_trainer.reward.model import RewardModel
-from rewardloop_trainer.reward.stored_weights import keep_stored_weights
 from rewardloop_trainer.rounds.publish import code_version
 
 UNTRAINED_HEADS = "the score heads are new and random, so scores mean nothing until a round has trained them"

@@ -20,6 +20,8 @@ from rewardloop.formats.signatures import signer
 from rewardloop.formats.store import TOKENIZER, Manifest, ModelStore
 from rewardloop.formats.storing.pooling_file import POOLING, PoolingFile, Probe
 from rewardloop.formats.text import Encoded, Encoder, Turn
+from rewardloop_reward.stored_weights import keep_stored_weights
+from rewardloop_reward.trunk import is_decoder, read_config
 from rewardloop_trainer.commands.export_notes import said
 from rewardloop_trainer.commands.export_settings import ExportSettings
 from rewardloop_trainer.commands.progress import FileProgress
@@ -29,11 +31,9 @@ from rewardloop_trainer.data.input_length import DEFAULT_REWARD_LENGTH, input_le
 from rewardloop_trainer.export.errors import ParityError
 from rewardloop_trainer.export.own_parity import Floats, classified, compared_texts, largest_difference, load_classifier
 from rewardloop_trainer.reward.anchors import ANCHORS, anchors_to_export, check_anchors, write_anchors
-from rewardloop_trainer.reward.base_model import is_decoder, read_config
 from rewardloop_trainer.reward.calibrate import calibrate
 from rewardloop_trainer.reward.heads.choice import parse_weights
 from rewardloop_trainer.reward.heads.classifier import classifier_heads
-from rewardloop_trainer.reward.stored_weights import keep_stored_weights
 from rewardloop_trainer.rounds.publish import code_version
 
 # Kernels of another library round otherwise: by so much of the largest logit in float32, and in half precision by so

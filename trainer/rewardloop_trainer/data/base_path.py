@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from rewardloop_trainer.data.unusable_base import UnusableBase
+from rewardloop_reward.unusable_base import UnusableBase
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PATIENCE_S = 10.0

@@ -8,8 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from rewardloop_reward.unusable_base import UnusableBase as UnusableBase
 from rewardloop_sampling.loading import most_positions
-from rewardloop_trainer.data.unusable_base import UnusableBase as UnusableBase
 
 _UNBOUNDED = 1_000_000  # tokenizers say "no limit" with a huge number
 # Encoders whose position ids start after the padding id.

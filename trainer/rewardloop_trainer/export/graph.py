@@ -17,6 +17,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from rewardloop_reward.decoder_rows import reach
 from rewardloop_trainer.export.adapter_inputs import Places, add_adapter_inputs
 from rewardloop_trainer.export.attention.branches import take_branches
 from rewardloop_trainer.export.attention.lengths import take_lengths
@@ -24,7 +25,6 @@ from rewardloop_trainer.export.errors import ExportFailed
 from rewardloop_trainer.export.experts import dense_experts
 from rewardloop_trainer.export.stand_in import optimise, without_weights
 from rewardloop_trainer.export.weights import Graph, Weight
-from rewardloop_trainer.reward.decoder_rows import reach
 from rewardloop_trainer.reward.model import RewardModel
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization as single operators

@@ -16,13 +16,13 @@ from transformers.utils import logging as hf_logging
 
 from rewardloop.formats.graphs.inputs import encoder_rows
 from rewardloop.formats.text import Encoded, Encoder, RefusedConversation, Turn
+from rewardloop_reward.stored_weights import compute_in_float32, loading_dtype
+from rewardloop_reward.trunk import some_of
 from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.export.own_graph import OwnGraph, OwnSession
 from rewardloop_trainer.export.random_sequences import random_sequences
-from rewardloop_trainer.reward.base_model import some_of
 from rewardloop_trainer.reward.examples import collate
 from rewardloop_trainer.reward.model import RewardModel
-from rewardloop_trainer.reward.stored_weights import compute_in_float32, loading_dtype
 
 Floats = npt.NDArray[np.float32]
 

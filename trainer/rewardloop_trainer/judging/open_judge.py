@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from rewardloop.formats.store import ModelStore
+from rewardloop_reward.unusable_base import UnusableBase
 from rewardloop_trainer.data.base_path import check_base_path
 from rewardloop_trainer.data.preferences import Prompt
-from rewardloop_trainer.data.unusable_base import UnusableBase
 from rewardloop_trainer.judging.reward_judge import RewardJudge
 from rewardloop_trainer.reward.examples import logits_of
 from rewardloop_trainer.reward.settings import RewardHyperparameters

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from rewardloop_reward.unusable_base import UnusableBase
 from rewardloop_trainer.chat_settings import AskedModel, JudgingModel
-from rewardloop_trainer.data.unusable_base import UnusableBase
 from rewardloop_trainer.judging.asked_chat import AskedChat, CallOutcome, Patience
 from rewardloop_trainer.judging.chat import Chat
 from rewardloop_trainer.judging.chat_judge import ChatJudge, Unjudged, Voting

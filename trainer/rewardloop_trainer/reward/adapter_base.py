@@ -11,9 +11,9 @@ from typing import Any
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rewardloop_reward.trunk import read_config
 from rewardloop_trainer.data.adapters import Adapters, first_line
 from rewardloop_trainer.data.base_text import UnusableBase
-from rewardloop_trainer.reward.base_model import read_config
 
 _CLASSES = {"SEQ_CLS": AutoModelForSequenceClassification, "CAUSAL_LM": AutoModelForCausalLM}
 

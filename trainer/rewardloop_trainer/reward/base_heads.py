@@ -10,12 +10,12 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
+from rewardloop_reward.neck import ClassifierNeck, StateNeck
+from rewardloop_reward.trunk import load_complete, load_trunk, some_of, text_model
 from rewardloop_trainer.data.base_text import UnusableBase
-from rewardloop_trainer.reward.base_model import load_complete, load_trunk, some_of, text_model
 from rewardloop_trainer.reward.heads.by_tensors import QWEN_SCORES, QWEN_STEPS, read_head
 from rewardloop_trainer.reward.heads.choice import HeadChoice, parse_weights
 from rewardloop_trainer.reward.heads.labels import label_sum
-from rewardloop_trainer.reward.heads.neck import ClassifierNeck, StateNeck
 from rewardloop_trainer.reward.heads.remote_code import RemoteModel, remote_class
 from rewardloop_trainer.reward.heads.start import (
     OFFER,

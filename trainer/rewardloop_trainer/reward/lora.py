@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from rewardloop_trainer.learning.described_tensors import load_described, save_described
+from rewardloop_reward.described_tensors import load_described, save_described
 from rewardloop_trainer.learning.linear_modules import linear_modules
 from rewardloop_trainer.learning.settings import LoraSettings
 from rewardloop_trainer.reward.model import RewardModel

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rewardloop.formats.graphs.inputs import tree_rows, with_mask
 from rewardloop.formats.text import Encoded
+from rewardloop_reward.decoder_rows import short_windows
 from rewardloop_trainer.data.base_text import UnusableBase
-from rewardloop_trainer.reward.decoder_rows import short_windows
 
 _TOLERANCE = 1e-4
 _PROMPT, _ANSWERS, _WINDOW = 14, (11, 7), 6  # tokens; the window is short, so that the sequences reach beyond it

@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop.formats.store import StoreError
     from rewardloop.process.log import configure_logging
     from rewardloop_data.source_file import UnreadableFile
+    from rewardloop_reward.unusable_base import UnusableBase
     from rewardloop_trainer.commands.audit.run import run_audit, show
-    from rewardloop_trainer.data.unusable_base import UnusableBase
     from rewardloop_trainer.reward.start import NothingToTrain
 
     configure_logging(settings.log_level, settings.log_format)

@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop.process.log import configure_logging
     from rewardloop_client import InvalidAccess, InvalidAddress
     from rewardloop_data.source_file import UnreadableFile
+    from rewardloop_reward.unusable_base import UnusableBase
     from rewardloop_trainer.commands.critique.run import run
     from rewardloop_trainer.data.files.policy_rows import UnusableRows
-    from rewardloop_trainer.data.unusable_base import UnusableBase
     from rewardloop_trainer.judging.constitution import UnusableConstitution
     from rewardloop_trainer.judging.replies import UnusableWork, WorkInUse
 

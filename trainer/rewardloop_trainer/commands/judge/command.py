@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop.process.log import configure_logging
     from rewardloop_client import InvalidAccess, InvalidAddress
     from rewardloop_data.source_file import UnreadableFile
+    from rewardloop_reward.unusable_base import UnusableBase
     from rewardloop_trainer.commands.judge.run import run
-    from rewardloop_trainer.data.unusable_base import UnusableBase
     from rewardloop_trainer.judging.pairs.candidates import UnusablePairs
     from rewardloop_trainer.judging.replies import UnusableWork, WorkInUse
     from rewardloop_trainer.judging.rubric import UnusableRubric

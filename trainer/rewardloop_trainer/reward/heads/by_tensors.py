@@ -9,11 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from rewardloop_reward.neck import ACTIVATIONS, Layer, layers_neck
+from rewardloop_reward.trunk import some_of
 from rewardloop_trainer.data.base_text import UnusableBase
-from rewardloop_trainer.reward.base_model import some_of
 from rewardloop_trainer.reward.heads.choice import HeadChoice, parse_weights
 from rewardloop_trainer.reward.heads.labels import label_sum
-from rewardloop_trainer.reward.heads.neck import ACTIVATIONS, Layer, layers_neck
 from rewardloop_trainer.reward.heads.remote_code import RemoteModel
 from rewardloop_trainer.reward.heads.start import (
     OFFER,

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rewardloop_reward.neck import Neck
 from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.reward.heads.choice import HeadChoice
-from rewardloop_trainer.reward.heads.neck import Neck
 
 SCORE_TOLERANCE = 1e-4
 OFFER = "--new-heads (reward.new_heads of the trainer) drops it and draws new heads"

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
+from rewardloop_reward.neck import Layer
 from rewardloop_trainer.data.base_text import UnusableBase
-from rewardloop_trainer.reward.heads.neck import Layer
 
 # A file beside the model's, in which some trainers keep a value head; the second form is a pickle.
 _BESIDE, _PICKLE = "value_head.safetensors", "value_head.bin"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoded
-from rewardloop_trainer.reward.heads.phrases import phrases_of
+from rewardloop_reward.phrases import phrases_of
 
 # A response beside another one, or on its own.
 Said: TypeAlias = tuple[Encoded, Encoded | None]

@@ -15,8 +15,8 @@ import structlog
 import torch
 from torch import Tensor
 
+from rewardloop_reward.phrases import phrases_of
 from rewardloop_trainer.reward.examples import Example
-from rewardloop_trainer.reward.heads.phrases import phrases_of
 from rewardloop_trainer.reward.linear_start.choose import choose_ridges
 from rewardloop_trainer.reward.linear_start.compare import Centre, Statements, state_what_was_said, states_and_logits
 from rewardloop_trainer.reward.linear_start.counts import mean_counts

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rewardloop_trainer.data.unusable_base import UnusableBase
+from rewardloop_reward.unusable_base import UnusableBase
 
 _KEY = "about"
 

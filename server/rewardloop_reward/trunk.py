@@ -18,9 +18,9 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as hf_logging
 
-from rewardloop_trainer.data.base_text import UnusableBase
-from rewardloop_trainer.reward.decoder_rows import freeze_rotations, model_class, obstacles
-from rewardloop_trainer.reward.stored_weights import compute_in_float32, loading_dtype
+from rewardloop_reward.decoder_rows import freeze_rotations, model_class, obstacles
+from rewardloop_reward.stored_weights import compute_in_float32, loading_dtype
+from rewardloop_reward.unusable_base import UnusableBase
 
 # Tensors without which a trunk is complete: heads of pretraining, poolers, and buffers that are computed anew.
 _NO_HEADS = (

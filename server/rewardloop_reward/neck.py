@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from rewardloop_trainer.data.base_text import UnusableBase
+from rewardloop_reward.unusable_base import UnusableBase
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
