@@ -101,6 +101,8 @@ def _loop(client: RewardloopClient) -> Table:
     except RewardloopError as error:
         table.add_row("waits", Text(error.reason or type(error).__name__, style="red"))
         return table
+    if found.engine:
+        table.add_row("engine", found.engine)
     for model in found.models:
         table.add_row("waits", model.waiting_for)
     for alert in found.alerts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
@@ -22,6 +23,7 @@ Masks: TypeAlias = Tensor | dict[str, Tensor]
 _FULL, _SLIDING, _CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 _SIZES = {_SLIDING: "sliding_window", _CHUNKED: "attention_chunk_size"}  # in a configuration, in tokens
 _ALIBI = "build_alibi_tensor"  # maps a mask (B, S), heads and dtype to biases (B * heads, 1, S)
+_ONE_AT_A_TIME = threading.RLock()  # threads may run such decoders at once, and it is replaced for all of them
 
 
 def states_at(trunk: nn.Module, input_ids: Tensor, position_ids: Tensor, mask: Tensor) -> Tensor:
@@ -90,6 +92,18 @@ def reach(config: Any) -> int | None:
     return min((int(getattr(config, _SIZES[kind])) for kind in _layer_kinds(config) if kind in _SIZES), default=None)
 
 
+def windows(config: Any) -> tuple[int | None, ...] | None:
+    """The tokens that each layer's attention spans, itself included; None for a layer without a bound.
+
+    None in place of all of them if a layer's bound is of another kind.
+    """
+    count = int(config.num_hidden_layers)
+    kinds = tuple(config.layer_types) if _has_masks_by_kind(config) else _layer_kinds(config) * count
+    if len(kinds) != count or _CHUNKED in kinds:
+        return None
+    return tuple(int(config.sliding_window) if kind == _SLIDING else None for kind in kinds)
+
+
 def model_class(config: Any) -> Any:
     """The class of transformers of a configuration's bare model."""
     found = MODEL_MAPPING[type(config)]
@@ -145,12 +159,13 @@ def _bias_at(config: Any, position_ids: Tensor) -> contextlib.AbstractContextMan
 
 @contextmanager
 def _replaced(module: Any, function: Callable[..., Tensor]) -> Iterator[None]:
-    before = getattr(module, _ALIBI)
-    setattr(module, _ALIBI, function)
-    try:
-        yield
-    finally:
-        setattr(module, _ALIBI, before)
+    with _ONE_AT_A_TIME:
+        before = getattr(module, _ALIBI)
+        setattr(module, _ALIBI, function)
+        try:
+            yield
+        finally:
+            setattr(module, _ALIBI, before)
 
 
 def _module(config: Any) -> Any:

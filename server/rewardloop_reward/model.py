@@ -260,6 +260,21 @@ class RewardNetwork(nn.Module):
             if self.neck is not None:
                 self.neck.load_state_dict(neck_weights(stored))
 
+    def with_heads(self, directory: Path) -> Self:
+        """Return a model of the heads in a delta's directory over this one's trunk, neck, words and phrases.
+
+        They share these. Raises `UnusableBase`.
+        """
+        stored, _ = load_described(directory / HEADS)
+        heads, width = stored["heads.weight"].shape
+        model = type(self)(self.trunk, heads, self.pooling, self.neck, width)
+        model.steps, model.has_probabilities = self.steps, self.has_probabilities
+        model.words, model.phrases = self.words, self.phrases
+        with torch.no_grad():
+            model.heads.weight.copy_(stored["heads.weight"])
+            model.heads.bias.copy_(stored["heads.bias"])
+        return model.eval()
+
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Load what `save` wrote, in evaluation mode. Raises `UnusableBase`."""

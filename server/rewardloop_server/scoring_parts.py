@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from rewardloop.formats.mixing.mixture_file import BadMixtures, MixtureFile, read_mixtures
@@ -25,7 +26,8 @@ from rewardloop_server.device.kinds import LEAST_BOUND_S
 from rewardloop_server.device.priority import step_back
 from rewardloop_server.guard.watch import RunBounds, Watch
 from rewardloop_server.loading.limits import LoadLimits
-from rewardloop_server.loading.prober import Prober
+from rewardloop_server.loading.opened import OpenGraph, Opens
+from rewardloop_server.loading.prober import GRAPH_PROBE, TORCH_PROBE, Prober, child_of
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.mixing.mixture_scorer import MixtureScorer
 from rewardloop_server.mixing.scorers import Scorers
@@ -44,6 +46,9 @@ from rewardloop_server.scoring.tokenize import TokenizePool
 from rewardloop_server.settings import PROG, ServeSettings
 from rewardloop_server.versions.freshness import Freshness
 from rewardloop_server.versions.host import VersionHost, Versions
+
+# What the torch engine needs beside what every server has.
+_OF_TORCH = ("torch", "transformers", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +105,16 @@ def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetr
     Raises:
         SystemExit: If the device cannot be used, or the key file of servers elsewhere cannot be read.
     """
-    device = device_of(settings)
+    device, opens, child = engine_of(settings)
     watch = Watch(settings.run_grace_s)
     least_s = LEAST_BOUND_S[device.kind]
     load_limits = LoadLimits(
         max(least_s, settings.load_limit_s), settings.load_memory_mib * 2**20, settings.allow_loops
     )
-    prober = Prober(device, load_limits)
+    prober = Prober(device, load_limits, child)
     is_probed = settings.load_probe == "always" or (settings.load_probe == "unsigned" and not settings.trusted_keys)
     tried_by = prober if is_probed else None
-    pool = SessionPool(store, device, metrics, limits=load_limits, watch=watch, prober=tried_by)
+    pool = SessionPool(store, device, metrics, limits=load_limits, watch=watch, prober=tried_by, opens=opens)
     pooled = PooledVersions(pooling_endpoints(settings), metrics, load_limits, watch, tried_by)
     batcher = Batcher(
         token_budget=settings.token_budget,
@@ -124,21 +129,37 @@ def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetr
     return LocalEngine(watch, prober, pool, pooled, batcher, store)
 
 
-def device_of(settings: ServeSettings) -> Device:
-    """Return the device that the settings ask for. Raises SystemExit if it cannot be used."""
+def engine_of(settings: ServeSettings) -> tuple[Device, Opens, Sequence[str]]:
+    """Return the device that the settings ask for, what opens versions on it, and the command that tries them.
+
+    Raises SystemExit if the device cannot be used, or a package is missing that the engine needs.
+    """
+    choose: Callable[..., Device] = functools.partial(choose_device, spin=settings.spin, adapters=settings.adapters)
+    opens: Opens = OpenGraph
+    child = child_of(GRAPH_PROBE)
+    if settings.engine == "torch":
+        if missing := [name for name in _OF_TORCH if find_spec(name) is None]:
+            raise SystemExit(
+                f"{PROG}: --engine torch needs {', '.join(missing)}: pip install 'rewardloop[server,trainer]', on a GPU"
+                " 'rewardloop[gpu,trainer-gpu]'"
+            )
+        # Imported here, because torch may not be installed, and takes seconds.
+        from rewardloop_server.torch_engine.device import choose_torch_device
+        from rewardloop_server.torch_engine.opening import OpenTorch
+
+        choose, opens, child = choose_torch_device, OpenTorch, child_of(TORCH_PROBE)
     try:
-        return choose_device(
+        device = choose(
             settings.device,
             threads=settings.intra_op_threads,
-            spin=settings.spin,
             streams=settings.streams,
             memory_gb=settings.device_memory_gb,
             tf32=settings.tf32,
-            adapters=settings.adapters,
             device_ids=settings.gpus,
         )
     except RuntimeError as error:
         raise SystemExit(f"{PROG}: {error}") from error
+    return device, opens, child
 
 
 def pooling_endpoints(settings: ServeSettings) -> list[PoolingEndpoint]:
@@ -196,6 +217,7 @@ def build_scoring(
         engine = local_engine(settings, store, metrics).engine
     else:
         engine = remote_engine(settings, store, metrics, front)
+    metrics.runs_by(settings.engine)
     batcher = engine.batcher
     hosts = reward_hosts(settings, engine, metrics)
     engine.take_hosts(hosts)

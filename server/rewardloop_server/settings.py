@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rewardloop.formats.mixing.names import further_models
 from rewardloop.formats.redis_url import RedisUrl
-from rewardloop_server.device.kinds import AdapterUse, WantedDevice
+from rewardloop_server.device.kinds import TORCH_DEVICES, AdapterUse, EngineKind, WantedDevice
 from rewardloop_server.doors.settings import DoorSettings
 from rewardloop_server.feedback.id_windows import LEAST_OF_MOST_IDS, MOST_IDS, MOST_OF_MOST_IDS
 
@@ -89,7 +89,7 @@ class ServeSettings(ServingSettings):
     """Scores, takes feedback, and shows and moves model versions, over gRPC."""
 
     basic_settings = (
-        *("store", "redis_url", "listen", "metrics_port", "policy_address", "device", "intra_op_threads"),
+        *("store", "redis_url", "listen", "metrics_port", "policy_address", "device", "engine", "intra_op_threads"),
         *("tls_cert", "tls_key", "callers", "log_format", "log_level"),
     )
     setting_groups = (
@@ -132,6 +132,11 @@ class ServeSettings(ServingSettings):
     )
 
     device: WantedDevice = Field("auto", description="where the reward model runs")
+    engine: EngineKind = Field(
+        "onnx",
+        description="what runs it: onnx, its graph by ONNX Runtime; torch, the torch model beside the graph, which each"
+        " version proves at load to give the graph's logits (needs torch and transformers)",
+    )
     device_id: int | None = Field(
         None,
         ge=0,
@@ -159,12 +164,12 @@ class ServeSettings(ServingSettings):
         " loaded; active, ONNX Runtime is given them with each run, and copies them to a GPU; auto: bound on a GPU,"
         " active on a CPU",
     )
-    intra_op_threads: int = Field(0, ge=0, description="ONNX Runtime threads; 0: one a core")
+    intra_op_threads: int = Field(0, ge=0, description="threads of a run on a CPU; 0: one a core")
     streams: int = Field(
         0,
         ge=0,
         description="most runs at once on a CPU or on each GPU, each with its share of the threads: more throughput,"
-        " and on a CPU the weights are twice in memory; 0: two on a CPU with two threads or more, else one",
+        " and on a CPU the weights of graphs are twice in memory; 0: two on a CPU with two threads or more, else one",
     )
     tokenize_threads: int = Field(2, ge=1, description="threads that tokenize")
     resident_versions: int = Field(
@@ -303,6 +308,13 @@ class ServeSettings(ServingSettings):
             raise ValueError("device_id and device_ids are both set: name all GPUs in device_ids")
         if twice := [number for number, count in Counter(self.device_ids).items() if count > 1]:
             raise ValueError(f"device_ids name GPUs twice: {twice}")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> Self:
+        """Raises ValueError for a device that the engine cannot use."""
+        if self.engine == "torch" and self.device not in ("auto", *TORCH_DEVICES):
+            raise ValueError(f"device {self.device} runs graphs, and engine is torch")
         return self
 
     @model_validator(mode="after")

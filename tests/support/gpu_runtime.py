@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 
-_USERS = ("device.choose", "loading.opening", "loading.sessions", "scoring.adapter")
+_USERS = ("device.choose", "loading.opening", "loading.opened", "scoring.adapter")
 
 
 class GpuRuntime:

@@ -109,6 +109,12 @@ def _engine() -> list[Panel]:
             about="Mean number of runs on each CPU and GPU. One that is always busy has as many as --streams says.",
         ),
         graph(
+            "Engines",
+            "short",
+            (f"sum by (job, engine) (rewardloop_scoring_engine{{{AT}}})", "{{job}} {{engine}}"),
+            about="Servers whose reward models run by ONNX Runtime (onnx) and by torch (torch).",
+        ),
+        graph(
             "Rows and padding of a run",
             "short",
             (mean("rewardloop_batch_rows", "job"), "{{job}} rows"),

@@ -142,12 +142,13 @@ def choose_device(
             log.warning("the GPU cannot be used: scoring runs on the CPU", reason="; ".join(refusals))
             kind = "cpu"
     if kind == "cpu":
-        threads, device_ids = threads or _cores(), (0,)
+        threads, device_ids = threads or cores(), (0,)
         streams = min(streams or 2, threads)
     binds = adapters == "bound" or (adapters == "auto" and kind != "cpu")
     device = Device(kind, threads, spin, streams or 1, memory_gb, tf32, binds, tuple(device_ids))
     log.info(
         "device chosen",
+        engine="onnx",
         device=", ".join(device.names),
         wanted=wanted,
         threads=threads,
@@ -199,6 +200,6 @@ def _trial(device: Device) -> str | None:
         return f"device is {', '.join(device.names)}, but ONNX Runtime cannot open a session on it: {error}"
 
 
-def _cores() -> int:
+def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

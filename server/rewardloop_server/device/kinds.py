@@ -1,4 +1,4 @@
-"""The devices that a reward model may run on, and ONNX Runtime's execution providers for each.
+"""The devices that a reward model may run on, ONNX Runtime's execution providers for each, and the engines.
 
 The settings import this module, so it imports nothing heavy.
 """
@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 DeviceKind: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
+# What runs reward models on a device: their graphs by ONNX Runtime, or the torch models beside the graphs.
+EngineKind: TypeAlias = Literal["onnx", "torch"]
+ENGINES: tuple[EngineKind, ...] = get_args(EngineKind)
 # How adapters reach a graph: "active" or "bound" (`rewardloop_server.scoring.adapter`); "auto" is bound but for a CPU.
 AdapterUse: TypeAlias = Literal["auto", "active", "bound"]
 WantedDevice: TypeAlias = Literal["auto", DeviceKind]
+
+# The devices on which torch runs reward models; ONNX Runtime has all of them.
+TORCH_DEVICES: tuple[DeviceKind, ...] = ("cpu", "cuda")
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 

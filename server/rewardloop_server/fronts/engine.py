@@ -44,6 +44,7 @@ async def run_engine(
     parts = local_engine(settings, open_store(settings, PROG), metrics)
     desk = Desk(parts.batcher, Holdings(parts.store, parts.load, load_threads(settings)))
     metrics.engine_stuck.labels(model=REWARD).set_function(lambda: float(parts.batcher.is_stuck))
+    metrics.runs_by(settings.engine)
     metrics.announce(REWARD, (), QUEUE_LANES)
     metrics.announce_scoring((REWARD, *settings.reward_models))
     loop, is_over = asyncio.get_running_loop(), asyncio.Event()

@@ -1,7 +1,7 @@
 """The child process that tries a version before the serving process loads it.
 
-It is ``python -m rewardloop_server.loading.probe``. It reads an `Order` from its standard input, and writes a line of
-JSON for each step that it begins, then its verdict.
+It is ``python -m rewardloop_server.loading.probe``, or another module that calls `main`. It reads an `Order` from its
+standard input, and writes a line of JSON for each step that it begins, then its verdict.
 It has no time limit of its own: `Prober` in the serving process ends it.
 """
 
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rewardloop.formats.text import Encoder
+    from rewardloop_server.loading.opened import Opens
 
 # The name of the last line: the version may be loaded, or it may not.
 PASSED, REFUSED = "passed", "refused"
@@ -55,8 +56,12 @@ class Order:
         return json.dumps(asdict(self))
 
 
-def main() -> int:
-    """Try the version. Returns 0 if it gave a verdict."""
+def main(opens: Callable[[], Opens] | None = None) -> int:
+    """Try the version. Returns 0 if it gave a verdict.
+
+    Args:
+        opens: Returns what opens a version, and may import for it; None: its graph is opened.
+    """
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no report
     order = Order(**json.loads(sys.stdin.read()))
@@ -68,7 +73,7 @@ def main() -> int:
     from rewardloop_server.calls.errors import VersionRefused
 
     try:
-        found = _try(order, lambda step: report(step=step))
+        found = _try(order, opens, lambda step: report(step=step))
     except VersionRefused as error:
         cause = str(error.__cause__ or "")
         why = "; no memory was left for it" if any(sign in cause for sign in _NO_MEMORY) else ""
@@ -103,17 +108,19 @@ def _step_aside(order: Order) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _try(order: Order, step: Callable[[str], None]) -> dict[str, Any] | None:
+def _try(order: Order, opens: Callable[[], Opens] | None, step: Callable[[str], None]) -> dict[str, Any] | None:
     """Do what a load does, once and shortly. Returns the `Checked` of a version with a graph. Raises VersionRefused."""
     from rewardloop.formats.store import CorruptVersion, Manifest
     from rewardloop.formats.storing.pooling_file import POOLING
     from rewardloop_server.device.choose import Device, load_libraries
     from rewardloop_server.guard.watch import Watch
     from rewardloop_server.loading.limits import LoadGuard
-    from rewardloop_server.loading.opening import check_files, open_sessions, read_encoder
+    from rewardloop_server.loading.opened import OpenGraph
+    from rewardloop_server.loading.opening import check_files, read_encoder
     from rewardloop_server.loading.warm import check, check_text
     from rewardloop_server.scoring.cost import CostModel
-    from rewardloop_server.scoring.engine import GraphRunner, RewardModel
+    from rewardloop_server.scoring.engine import RewardModel
+    from rewardloop_server.scoring.plan import ANY_SHAPE
     from rewardloop_server.versions.host import refusal
 
     manifest, directory = Manifest.from_json(order.manifest), Path(order.directory)
@@ -133,14 +140,15 @@ def _try(order: Order, step: Callable[[str], None]) -> dict[str, Any] | None:
     step("libraries")
     device = Device(**{**order.device, "device_ids": tuple(order.device["device_ids"])})
     load_libraries(device)
+    open_version: Opens = OpenGraph if opens is None else opens()
     short = min(_SHORT, manifest.max_length)
     model: RewardModel | None = None
     for each in device.each():  # so that the bounds of a step are those of one place
         step("open")
-        model = None  # frees the sessions of the place before
-        model = RewardModel(
-            manifest, encoder, GraphRunner(*open_sessions(directory, each, guard)), CostModel(0.0, 0.0, 0.0)
-        )
+        model = None  # frees what was open at the place before
+        opened = open_version(manifest, directory, each, guard)
+        model = RewardModel(manifest, encoder, opened.runner(ANY_SHAPE), CostModel(0.0, 0.0, 0.0))
+        del opened
         step("first run")
         check(model, 1, short, found.highest, guard)
         step("short run")

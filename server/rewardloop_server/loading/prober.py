@@ -41,8 +41,14 @@ _UNUSED_BYTES = 2**31
 # A run of the greatest length may take so many times what a short one took, by their lengths.
 _SLACK = 20
 
-# -P: the present folder holds no modules of this program.
-_CHILD = (sys.executable, "-P", "-m", "rewardloop_server.loading.probe")
+# The programs that try a version: by its graph, and by its torch model.
+GRAPH_PROBE, TORCH_PROBE = "rewardloop_server.loading.probe", "rewardloop_server.torch_engine.probe"
+
+
+def child_of(module: str) -> tuple[str, ...]:
+    """Return the command of a child process. The present folder holds no modules of it (-P)."""
+    return (sys.executable, "-P", "-m", module)
+
 
 _REFUSALS = {error.reason: error for error in errors_of(VersionRefused)}
 
@@ -53,10 +59,10 @@ class Prober:
     Args:
         device: Where versions run.
         limits: How much time and memory a load may take.
-        command: The child process; it does what `rewardloop_server.loading.probe` does.
+        command: The child process, as of `child_of`; it does what `rewardloop_server.loading.probe` does.
     """
 
-    def __init__(self, device: Device, limits: LoadLimits, command: Sequence[str] = _CHILD) -> None:
+    def __init__(self, device: Device, limits: LoadLimits, command: Sequence[str] = child_of(GRAPH_PROBE)) -> None:
         self._command = command
         self._device = device
         self._limits = limits

@@ -1,8 +1,8 @@
-"""load: makes stored reward versions ready to run. Versions over one graph share its ONNX Runtime session.
+"""load: makes stored reward versions ready to run. Versions over one trunk share what is open of it.
 
-A *delta* version is an adapter over the graph of another version, its trunk. It runs on the trunk's session, so loading
-it costs no more than reading a small file, whether or not the trunk itself serves. A session lives as long as the last
-version over it.
+A *delta* version is an adapter over another version, its trunk. With ONNX Runtime it runs on the sessions of the
+trunk's graph, so loading it costs no more than reading a small file, whether or not the trunk itself serves. What is
+open of a trunk lives as long as the last version over it.
 """
 
 from __future__ import annotations
@@ -14,30 +14,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import onnxruntime as ort
 import structlog
 
 from rewardloop.formats.manifest import reads_alike
-from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, VersionNotFound
+from rewardloop.formats.store import Manifest, ModelStore, VersionNotFound
 from rewardloop.formats.text import Encoder
-from rewardloop_server.calls.errors import NotLoadable, told
+from rewardloop_server.calls.errors import NotLoadable
 from rewardloop_server.device.choose import Device
 from rewardloop_server.device.kinds import LARGE_SHAPES
 from rewardloop_server.guard.watch import Watch
 from rewardloop_server.loading.bounds import check_bounds
 from rewardloop_server.loading.graph_tables import Tables
 from rewardloop_server.loading.limits import LoadGuard, LoadLimits, size_of
-from rewardloop_server.loading.opening import check_files, open_sessions, read_encoder, run_shapes
+from rewardloop_server.loading.opened import Opened, OpenGraph, Opens
+from rewardloop_server.loading.opening import check_files, read_encoder, run_shapes
 from rewardloop_server.loading.prober import Prober
 from rewardloop_server.loading.progress import LARGE_BYTES
 from rewardloop_server.loading.warm import check, check_text, warm_up
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.adapter import ActiveAdapter, Adapter, BoundAdapter
 from rewardloop_server.scoring.cost import CostModel
-from rewardloop_server.scoring.engine import GraphRunner, RewardModel, Sessions
-from rewardloop_server.scoring.layout import Signature
+from rewardloop_server.scoring.engine import RewardModel
+from rewardloop_server.scoring.plan import ANY_SHAPE
 
 log = structlog.get_logger()
 
@@ -46,13 +44,12 @@ _LIMITS = LoadLimits()
 
 @dataclass(slots=True)
 class _Shared:
-    """The sessions of one graph.
+    """What is open of one trunk.
 
     Attributes:
-        manifest: The version for which they were opened.
+        manifest: The version that was opened.
         encoder: That version's text encoder.
-        sessions: The sessions of each place.
-        signature: What inputs the graph takes.
+        opened: What runs it and its deltas.
         cost: How long its runs take.
         tables: How many ids and positions the graph has.
         guard: Stops runs of a load over it that do not end.
@@ -61,8 +58,7 @@ class _Shared:
 
     manifest: Manifest
     encoder: Encoder
-    sessions: tuple[Sessions, ...]
-    signature: Signature
+    opened: Opened
     cost: CostModel
     tables: Tables
     guard: LoadGuard
@@ -79,6 +75,7 @@ class SessionPool:
         limits: How much time and memory a load may take.
         watch: Stops what takes longer.
         prober: Tries a version in a child process before it is loaded here; None to load at once.
+        opens: Opens a version that is no delta, by default its graph.
     """
 
     def __init__(
@@ -90,6 +87,7 @@ class SessionPool:
         limits: LoadLimits = _LIMITS,
         watch: Watch | None = None,
         prober: Prober | None = None,
+        opens: Opens = OpenGraph,
     ) -> None:
         self._store = store
         self._device = device
@@ -97,13 +95,14 @@ class SessionPool:
         self._limits = limits
         self._watch = watch or Watch()
         self._prober = prober
+        self._opens = opens
         self._shared: dict[str, _Shared] = {}
         self._counting = threading.Lock()
         self._loading = threading.Lock()
 
     @property
     def sessions(self) -> int:
-        """The number of graphs that are open."""
+        """The number of trunks that are open."""
         return len(self._shared)
 
     def load(self, manifest: Manifest, directory: Path) -> RewardModel:
@@ -146,7 +145,7 @@ class SessionPool:
         return trunk, directory
 
     def _open(self, manifest: Manifest, directory: Path) -> None:
-        """Open and warm the sessions of a version that is no delta. They count one version."""
+        """Open and warm a version that is no delta. It counts as one version."""
         if (why := self._device.refuses(manifest.precision)) is not None:
             raise NotLoadable(f"{manifest.model} {manifest.version} does not load: {why}")
         found = None if self._prober is None else self._prober.probe(manifest, directory)
@@ -156,35 +155,34 @@ class SessionPool:
             found = check_files(manifest, directory, encoder, allows_loops=self._limits.allows_loops)
         guard = LoadGuard.of(self._watch, self._limits, manifest, size)
         if size > LARGE_BYTES:
-            log.info("opening a large graph", version=manifest.version, gb=round(size / 1e9, 1))
+            log.info("opening a large version", version=manifest.version, gb=round(size / 1e9, 1))
         started = time.monotonic()
-        sessions, signature = open_sessions(directory, self._device, guard)
+        opened = self._opens(manifest, directory, self._device, guard)
         if size > LARGE_BYTES:
-            log.info("opened a large graph", version=manifest.version, seconds=round(time.monotonic() - started, 1))
-        model = RewardModel(manifest, encoder, GraphRunner(sessions, signature), CostModel(0.0, 0.0, 0.0))
+            log.info("opened a large version", version=manifest.version, seconds=round(time.monotonic() - started, 1))
+        model = RewardModel(manifest, encoder, opened.runner(ANY_SHAPE), CostModel(0.0, 0.0, 0.0))
         cost = warm_up(model, found.highest, guard, LARGE_SHAPES[self._device.kind])
         with self._counting:
-            self._shared[manifest.digest] = _Shared(
-                manifest, encoder, sessions, signature, cost, found.tables, guard, 1
-            )
+            self._shared[manifest.digest] = _Shared(manifest, encoder, opened, cost, found.tables, guard, 1)
 
     def _model(self, manifest: Manifest, directory: Path, shared: _Shared, digest: str) -> RewardModel:
-        adapter = None
         guard = replace(shared.guard, model=manifest.model, version=manifest.version)
-        if manifest.trunk is not None:
-            where = f"{manifest.model} {manifest.version}"
-            adapter = _adapter(directory / ADAPTER, shared.sessions[0].alone, self._device, where)
+        shapes = run_shapes(manifest, self._device)
+        if manifest.trunk is None:
+            runner = shared.opened.runner(shapes)
+        else:
+            runner = shared.opened.delta(manifest, directory, shapes, guard)
         # The encoder is shared if it can be. Reading a tokenizer holds the interpreter's lock, for as long as all else
         # that a delta needs takes together.
         encoder = shared.encoder if reads_alike(manifest, shared.manifest) else self._encoder(manifest, directory)
         model = RewardModel(
             manifest,
             encoder,
-            GraphRunner(shared.sessions, shared.signature, adapter, run_shapes(manifest, self._device)),
+            runner,
             shared.cost,
             functools.partial(self._close, manifest, digest),
         )
-        if adapter is not None or manifest.heads != shared.manifest.heads:
+        if manifest.trunk is not None or manifest.heads != shared.manifest.heads:
             check(model, 1, min(16, manifest.max_length), encoder.format.pad, guard)
         if encoder is not shared.encoder:
             highest = check_bounds(encoder, shared.tables, f"{manifest.model} {manifest.version}")
@@ -224,31 +222,3 @@ class SessionPool:
         except BaseException:
             self._give_back(digest)
             raise
-
-
-def _adapter(path: Path, session: Any, device: Device, where: str) -> Adapter:
-    """Load the adapter, and check its parameters against what the session's graph lets an adapter set."""
-    adapter: Adapter
-    try:
-        file = ort.AdapterFormat.read_adapter(str(path))
-        values = file.get_parameters()
-        parameters = {name: (value.data_type(), value.shape()) for name, value in values.items()}
-        if device.binds_adapters:
-            adapter = BoundAdapter(values, device.memory, device.device_ids)
-        else:
-            adapter = ActiveAdapter(path)
-    except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad file
-        raise NotLoadable(f"{where}: the adapter does not load: {told(error)}") from error
-    settable = {i.name: (i.type, i.shape) for i in session.get_overridable_initializers()}
-    if not parameters:
-        raise NotLoadable(f"{where}: the adapter is empty")
-    for name, (kind, shape) in parameters.items():
-        if name not in settable:
-            raise NotLoadable(f"{where}: the graph has no input {name!r} for the adapter to set")
-        wanted_kind, wanted = settable[name]
-        fits = len(shape) == len(wanted) and all(
-            isinstance(want, str) or want is None or size == want for size, want in zip(shape, wanted, strict=True)
-        )
-        if kind != wanted_kind or not fits:
-            raise NotLoadable(f"{where}: {name} is {kind} {shape}, the graph takes {wanted_kind} {wanted}")
-    return adapter

@@ -45,6 +45,7 @@ from rewardloop_server.calls.vocabulary import (
     Durability,
     PointerSource,
 )
+from rewardloop_server.device.kinds import ENGINES, EngineKind
 from rewardloop_server.observe.declare import (
     ANY,
     DIFFERENCE_BUCKETS,
@@ -227,6 +228,11 @@ class ServerMetrics:
     event_loop_lag_seconds: Histogram = histogram(
         "event_loop_lag_seconds", "How late the event loop wakes a sleeping task.", SECONDS_BUCKETS
     )
+    scoring_engine: Gauge = gauge(
+        "scoring_engine",
+        "1 for what runs reward models: their graphs by ONNX Runtime (onnx), or the torch models beside them (torch).",
+        engine=ENGINES,
+    )
     redis_up: Gauge = gauge("redis_up", "1 while Redis answers.")
     redis_durability: Gauge = gauge(
         "redis_durability",
@@ -376,6 +382,11 @@ class ServerMetrics:
         """Show where the pointer was read that the model follows."""
         for each in POINTER_SOURCES:
             self.pointer_source.labels(model=model, source=each).set(each == source)
+
+    def runs_by(self, engine: EngineKind) -> None:
+        """Show what runs reward models."""
+        for each in ENGINES:
+            self.scoring_engine.labels(engine=each).set(each == engine)
 
     def durable(self, durability: Durability) -> None:
         """Show how durable Redis keeps what it is told."""

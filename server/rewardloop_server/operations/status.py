@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
+from prometheus_client import Gauge
 from redis.asyncio import Redis
 
 from rewardloop.formats import keys
@@ -110,6 +111,7 @@ class LoopStatus:
             queue=queue,
             traffic=traffic_of(await asyncio.to_thread(self._series), self._started_s),
             alerts=alerts_of(seen),
+            engine=_shown(self._metrics.scoring_engine, "engine"),
         )
 
     async def _model(
@@ -149,11 +151,14 @@ class LoopStatus:
             return None if served is None else median(max(0.0, float(served) - arrival) for arrival in arrivals)
 
     def _durability(self) -> Durability:
-        gauge = self._metrics.redis_durability
-        for sample in next(iter(gauge.collect())).samples:
-            if sample.value:
-                return next((each for each in DURABILITIES if each == sample.labels["durability"]), "unknown")
-        return "unknown"
+        shown = _shown(self._metrics.redis_durability, "durability")
+        return next((each for each in DURABILITIES if each == shown), "unknown")
+
+
+def _shown(gauge: Gauge, label: str) -> str:
+    """Return the value of the label whose series is not 0; "" if all are."""
+    samples = next(iter(gauge.collect())).samples
+    return next((sample.labels[label] for sample in samples if sample.value), "")
 
 
 def _point(status: operations_pb2.ModelStatus, active: Active) -> None:

@@ -23,8 +23,11 @@ log = structlog.get_logger()
 
 Floats = npt.NDArray[np.float32]
 
-# What ONNX Runtime's allocators, cudaMalloc, cuBLAS, cuDNN and C++ say. There is no error class for it.
-_OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "status_alloc_failed", "bad_alloc", "bad allocation")
+# What the allocators of ONNX Runtime and torch, cudaMalloc, cuBLAS, cuDNN and C++ say. Most have no class for it.
+_OUT_OF_MEMORY = (
+    *("failed to allocate memory", "out of memory", "status_alloc_failed", "bad_alloc", "bad allocation"),
+    *("not enough memory", "can't allocate memory"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,11 @@ class OutOfMemory(Exception):
     """Raised when the device has too little memory for a run. A run of fewer tokens may have enough."""
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Return whether an engine says with this error that its device has too little memory."""
+    return any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+
+
 class EngineBroken(Exception):
     """Raised when a version that ran when it was warmed runs nothing any more. Only a new process can help.
 
@@ -69,7 +77,7 @@ class Overrun(Exception):
 
 
 class Runner(Protocol):
-    """Runs one version: `GraphRunner` in this process, or a server elsewhere. Threads may share it.
+    """Runs one version: its graph or its torch model in this process, or a server elsewhere. Threads may share it.
 
     Attributes:
         signature: What inputs it takes.
@@ -178,7 +186,7 @@ class GraphRunner:
                 else self._adapter.run(session, inputs, options, place)
             )
         except Exception as error:
-            if any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+            if lacks_memory(error):
                 raise OutOfMemory(str(error)) from error
             raise
         return logits

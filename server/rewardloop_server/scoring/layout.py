@@ -25,7 +25,7 @@ from rewardloop.formats.graphs.inputs import (
     tree_tokens,
 )
 from rewardloop.formats.text import Encoded
-from rewardloop_server.scoring.plan import Run, shares_prompt
+from rewardloop_server.scoring.plan import Run, has_response, shares_prompt
 
 _ENCODER = {"input_ids", "attention_mask"}
 _BRANCHED_DECODER = {"input_ids", "position_ids", "branches", "ends"}
@@ -79,6 +79,18 @@ class Signature:
         broadcasts = "mask" in taken and inputs["mask"][0] != inputs["input_ids"][0]
         return cls(is_decoder, "token_type_ids" in taken, taken, broadcasts)
 
+    @classmethod
+    def of_encoder(cls, *, takes_segments: bool) -> Signature:
+        """Return the signature of an encoder that is run without a graph."""
+        taken = _ENCODER | {"token_type_ids"} if takes_segments else _ENCODER
+        return cls(False, takes_segments, frozenset(taken), broadcasts_mask=False)
+
+    @classmethod
+    def of_decoder(cls, *, shares_prompts: bool) -> Signature:
+        """Return the signature of a decoder that is run without a graph; `shares_prompts` says what it can do."""
+        taken = _DECODER if shares_prompts else _BRANCHED_DECODER
+        return cls(True, False, frozenset(taken), broadcasts_mask=False)
+
     @property
     def shares_prompts(self) -> bool:
         """Whether a row of several responses can attend to its prompt's keys and values, without a mask."""
@@ -95,11 +107,21 @@ class Signature:
         return inputs
 
 
-def lay_out(rows: Sequence[Encoded], run: Run, signature: Signature, pad: int) -> Feeds:
-    """Return the input of a run, whose items are indices of ``rows``. ``pad`` is the id of the padding token."""
+def lay_out(rows: Sequence[Encoded], run: Run, signature: Signature, pad: int, *, shares_always: bool = False) -> Feeds:
+    """Return the input of a run.
+
+    Args:
+        rows: The sequences, whose indices are the run's items.
+        run: The run.
+        signature: What is taken.
+        pad: The id of the padding token.
+        shares_always: A tree row that may attend to its prompt's keys and values does so, whether or not that is
+            expected to take less time than a mask.
+    """
     if signature.is_decoder and run.kind != "rows":
         groups = [[rows[i] for i in item] for item in run.items]
-        shares = signature.shares_prompts and len(groups) == 1 and shares_prompt(groups[0])
+        shares = signature.shares_prompts and len(groups) == 1 and has_response(groups[0])
+        shares = shares and (shares_always or shares_prompt(groups[0]))
         inputs = tree_rows(groups, run.length, pad, shares_prompt=shares)
         real = sum(tree_tokens(group) for group in groups)
         return Feeds(inputs, len(inputs["ends"]), inputs["input_ids"].size, real)

@@ -105,11 +105,16 @@ class Shapes:
 ANY_SHAPE = Shapes()
 
 
+def has_response(group: Sequence[Encoded]) -> bool:
+    """Return whether a row of a tree row has tokens after the prompt, without which nothing attends to the prompt."""
+    return any(len(row.ids) > row.prompt_tokens for row in group)
+
+
 def shares_prompt(group: Sequence[Encoded]) -> bool:
-    """Return whether a tree row takes less time over its prompt's keys and values than by a mask."""
+    """Return whether a tree row takes less time over its prompt's keys and values than by a mask. It `has_response`."""
     prompt = group[0].prompt_tokens
     sizes = [len(row.ids) - prompt for row in group]
-    return max(sizes) > 0 and _shared_scores(prompt, sizes) < (prompt + sum(sizes)) ** 2
+    return _shared_scores(prompt, sizes) < (prompt + sum(sizes)) ** 2
 
 
 def plan_runs(

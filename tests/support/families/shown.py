@@ -78,7 +78,7 @@ class Shown:
 def show_reward(family: Family, work: Path, conversations: int = 20) -> Shown:
     """Export and serve the family's classifier, or its bare model with new heads, and score two answers each."""
     base = save_reward(family, work / "base")
-    exported = _export(base, work / "store", "reward", "--heads", "1")
+    exported = export_version(base, work / "store", "reward", "--heads", "1")
     if isinstance(exported, str):
         return Shown(refusal=exported)
     manifest, directory = exported
@@ -107,7 +107,7 @@ def show_reward(family: Family, work: Path, conversations: int = 20) -> Shown:
 def show_policy(family: Family, work: Path, prompts: int = 8) -> Shown:
     """Export the family's causal language model, and let the policy worker's model answer greedily."""
     base = save_policy(family, work / "base")
-    exported = _export(base, work / "store", "policy")
+    exported = export_version(base, work / "store", "policy")
     if isinstance(exported, str):
         return Shown(refusal=exported)
     manifest, directory = exported
@@ -132,7 +132,7 @@ def show_policy(family: Family, work: Path, prompts: int = 8) -> Shown:
     )
 
 
-def _export(base: Path, store: Path, model: str, *flags: str) -> tuple[Manifest, Path] | str:
+def export_version(base: Path, store: Path, model: str, *flags: str) -> tuple[Manifest, Path] | str:
     """Run the command `rewardloop export`. Returns the version, or the line with which it was refused."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):

@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from rewardloop_reward.delta import LORA as LORA
 from rewardloop_reward.described_tensors import load_described, save_described
 from rewardloop_trainer.learning.linear_modules import linear_modules
 from rewardloop_trainer.learning.settings import LoraSettings
 from rewardloop_trainer.reward.model import RewardModel
 
-LORA = "lora.safetensors"
 _NAME = "default"  # peft's name of a single adapter
 
 
