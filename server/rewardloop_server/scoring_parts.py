@@ -105,7 +105,7 @@ def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetr
     Raises:
         SystemExit: If the device cannot be used, or the key file of servers elsewhere cannot be read.
     """
-    device, opens, child = engine_of(settings)
+    device, opens, child = engine_of(settings, metrics)
     watch = Watch(settings.run_grace_s)
     least_s = LEAST_BOUND_S[device.kind]
     load_limits = LoadLimits(
@@ -129,7 +129,7 @@ def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetr
     return LocalEngine(watch, prober, pool, pooled, batcher, store)
 
 
-def engine_of(settings: ServeSettings) -> tuple[Device, Opens, Sequence[str]]:
+def engine_of(settings: ServeSettings, metrics: ServerMetrics) -> tuple[Device, Opens, Sequence[str]]:
     """Return the device that the settings ask for, what opens versions on it, and the command that tries them.
 
     Raises SystemExit if the device cannot be used, or a package is missing that the engine needs.
@@ -146,8 +146,12 @@ def engine_of(settings: ServeSettings) -> tuple[Device, Opens, Sequence[str]]:
         # Imported here, because torch may not be installed, and takes seconds.
         from rewardloop_server.torch_engine.device import choose_torch_device
         from rewardloop_server.torch_engine.opening import OpenTorch
+        from rewardloop_server.torch_engine.prefixes import Prefixes
 
-        choose, opens, child = choose_torch_device, OpenTorch, child_of(TORCH_PROBE)
+        kept = settings.prefix_cache_mib * 2**20
+        prefixes = Prefixes(kept, metrics.looked_up_prefix, metrics.prefix_cache_bytes.set) if kept else None
+        choose, child = choose_torch_device, child_of(TORCH_PROBE)
+        opens = functools.partial(OpenTorch, prefixes=prefixes)
     try:
         device = choose(
             settings.device,

@@ -236,6 +236,12 @@ class ServeSettings(ServingSettings):
         32_768, ge=1, description="about how many tokens of one ScoreBatch or ScoreStream are worked on at once"
     )
     cache_mib: int = Field(64, ge=0, description="scores kept for each loaded version, in MiB; 0: no cache")
+    prefix_cache_mib: int = Field(
+        0,
+        ge=0,
+        description="with the engine torch: keys and values of prompts kept for all versions together, in MiB, so that"
+        " the next responses to a prompt compute themselves alone; 0: none",
+    )
     cache_production: bool = Field(False, description="answer production from the cache of scores, too")
     cache_trainer: bool = Field(True, description="answer the trainer lane from the cache of scores")
 
@@ -312,9 +318,11 @@ class ServeSettings(ServingSettings):
 
     @model_validator(mode="after")
     def _engine_fits(self) -> Self:
-        """Raises ValueError for a device that the engine cannot use."""
+        """Raises ValueError for a device or a cache that the engine cannot use."""
         if self.engine == "torch" and self.device not in ("auto", *TORCH_DEVICES):
             raise ValueError(f"device {self.device} runs graphs, and engine is torch")
+        if self.prefix_cache_mib and self.engine != "torch":
+            raise ValueError("prefix_cache_mib needs engine torch: a graph gives no keys and values")
         return self
 
     @model_validator(mode="after")

@@ -1,8 +1,9 @@
-"""What the torch engine takes beside the graph, on a CPU: seconds of runs of plain rows and of tree rows.
+"""What the torch engine takes beside the graph, on a CPU: plain rows, tree rows, and responses to kept prompts.
 
 A Llama-type reward model and a BERT-type one with random weights, exported as every version is, and loaded by both
 engines. Each cell runs both in turn, several rounds, and takes the least CPU time of each, so that a machine that slows
-down slows both. A ratio below 1 says that torch is faster.
+down slows both. A ratio below 1 says that torch is faster. "kept" are further responses to a prompt whose keys and
+values torch has kept, beside the whole tree row by the graph.
 
     python tests/bench/engines.py
 """
@@ -10,6 +11,7 @@ down slows both. A ratio below 1 says that torch is faster.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import platform
 import random
@@ -33,6 +35,7 @@ from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring.plan import Run
 from rewardloop_server.torch_engine.opening import OpenTorch
+from rewardloop_server.torch_engine.prefixes import Prefixes
 from rewardloop_trainer.export.parity import export_reward
 from rewardloop_trainer.reward.model import RewardModel as TorchRewardModel
 
@@ -40,7 +43,7 @@ VOCABULARY = 8192
 # Rows and tokens of plain rows.
 ROWS = ((1, 16), (1, 128), (8, 64), (4, 256), (1, 512))
 # Prompt, responses, and tokens of each response.
-GROUPS = ((100, 8, 60), (400, 8, 60), (400, 16, 30), (800, 4, 60))
+GROUPS = ((100, 8, 60), (400, 8, 60), (400, 16, 30), (800, 4, 60), (800, 1, 60))
 
 
 def loaded(kind: str, directory: Path, layers: int, width: int, threads: int) -> dict[str, RewardModel]:
@@ -72,6 +75,9 @@ def loaded(kind: str, directory: Path, layers: int, width: int, threads: int) ->
     return {
         "onnx": SessionPool(store, device, ServerMetrics()).load(manifest, version),
         "torch": SessionPool(store, device, ServerMetrics(), opens=OpenTorch).load(manifest, version),
+        "kept": SessionPool(
+            store, device, ServerMetrics(), opens=functools.partial(OpenTorch, prefixes=Prefixes(2**30))
+        ).load(manifest, version),
     }
 
 
@@ -91,19 +97,21 @@ def seconds(model: RewardModel, rows: list[Encoded], run: Run) -> float:
     return time.process_time() - started
 
 
-def measure(engines: dict[str, RewardModel], rows: list[Encoded], run: Run, rounds: int) -> tuple[float, float]:
-    """Least CPU seconds of the graph and of torch, in turns."""
+def measure(engines: dict[str, RewardModel], rows: list[Encoded], run: Run, rounds: int) -> dict[str, float]:
+    """Least CPU seconds of each engine, in turns. In the first round "kept" has to compute the prompt."""
     least = dict.fromkeys(engines, float("inf"))
     for _ in range(rounds):
         for name, model in engines.items():
             least[name] = min(least[name], seconds(model, rows, run))
-    return least["onnx"], least["torch"]
+    return least
 
 
-def show(named: str, found: tuple[float, float]) -> float:
-    onnx, by_torch = found
-    print(f"{named:<44}{onnx * 1e3:>10.1f}{by_torch * 1e3:>10.1f}{by_torch / onnx:>9.2f}", flush=True)
-    return by_torch / onnx
+def show(named: str, found: dict[str, float], ways: tuple[str, ...]) -> dict[str, float]:
+    """Print a line, and return each way over the graph."""
+    ratios = {way: found[way] / found["onnx"] for way in ways}
+    figures = "".join(f"{found[way] * 1e3:>10.1f}{ratio:>7.2f}" for way, ratio in ratios.items())
+    print(f"{named:<44}{found['onnx'] * 1e3:>10.1f}{figures}", flush=True)
+    return ratios
 
 
 def main() -> None:
@@ -116,10 +124,11 @@ def main() -> None:
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, load {os.getloadavg()[0]:.1f}, "
         f"ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__}; {options.layers} layers, "
-        f"{options.width} wide, float32\n{'CPU time, ms':<44}{'onnx':>10}{'torch':>10}{'ratio':>9}"
+        f"{options.width} wide, float32\n"
+        f"{'CPU time, ms':<44}{'onnx':>10}{'torch':>10}{'ratio':>7}{'kept':>10}{'ratio':>7}"
     )
     chance = random.Random(0)
-    ratios: dict[str, list[float]] = {"rows": [], "tree rows": []}
+    ratios: dict[str, list[float]] = {"rows": [], "tree rows": [], "responses to a kept prompt": []}
     with tempfile.TemporaryDirectory() as directory:
         for kind in ("bert", "llama"):
             engines = loaded(kind, Path(directory), options.layers, options.width, options.threads)
@@ -128,13 +137,16 @@ def main() -> None:
                 rows = [row(chance, [], length if i % 2 == 0 else length * 3 // 4) for i in range(count)]
                 run = Run(tuple((i,) for i in range(count)), length, 0.0)
                 found = measure(engines, rows, run, options.rounds)
-                ratios["rows"].append(show(f"{kind}, {count} rows of up to {length}", found))
+                shown = show(f"{kind}, {count} rows of up to {length}", found, ("torch",))
+                ratios["rows"].append(shown["torch"])
             for prompt, count, size in GROUPS if kind == "llama" else ():
                 shared = drawn(chance, prompt)
                 rows = [row(chance, shared, size) for _ in range(count)]
                 run = Run((tuple(range(count)),), prompt + count * size, 0.0)
                 found = measure(engines, rows, run, options.rounds)
-                ratios["tree rows"].append(show(f"{kind}, a prompt of {prompt}, {count} responses of {size}", found))
+                shown = show(f"{kind}, a prompt of {prompt}, {count} responses of {size}", found, ("torch", "kept"))
+                ratios["tree rows"].append(shown["torch"])
+                ratios["responses to a kept prompt"].append(shown["kept"])
     for name, each in ratios.items():
         print(f"{name}: torch over onnx {statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})")
 

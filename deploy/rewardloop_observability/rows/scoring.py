@@ -7,7 +7,7 @@ from rewardloop_observability.queries import AT, increase, mean, quantile, quant
 
 
 def panels() -> list[Panel]:
-    return [*_requests(), *_stages(), *_queue(), *_engine()]
+    return [*_requests(), *_stages(), *_queue(), *_engine(), *_engines()]
 
 
 def _requests() -> list[Panel]:
@@ -109,12 +109,6 @@ def _engine() -> list[Panel]:
             about="Mean number of runs on each CPU and GPU. One that is always busy has as many as --streams says.",
         ),
         graph(
-            "Engines",
-            "short",
-            (f"sum by (job, engine) (rewardloop_scoring_engine{{{AT}}})", "{{job}} {{engine}}"),
-            about="Servers whose reward models run by ONNX Runtime (onnx) and by torch (torch).",
-        ),
-        graph(
             "Rows and padding of a run",
             "short",
             (mean("rewardloop_batch_rows", "job"), "{{job}} rows"),
@@ -147,5 +141,23 @@ def _engine() -> list[Panel]:
             (share("rewardloop_cache_lookups_total", "lane", 'outcome="hit"'), "{{lane}}"),
             about="Share of rows whose score was in the cache. Production uses the cache only with --cache-production.",
             highest=1,
+        ),
+    ]
+
+
+def _engines() -> list[Panel]:
+    return [
+        graph(
+            "Engines",
+            "short",
+            (f"sum by (job, engine) (rewardloop_scoring_engine{{{AT}}})", "{{job}} {{engine}}"),
+            about="Servers whose reward models run by ONNX Runtime (onnx) and by torch (torch).",
+        ),
+        graph(
+            "Prompts kept by torch",
+            "short",
+            (rate("rewardloop_prefix_lookups_total", "job, outcome"), "{{job}} {{outcome}} /s"),
+            (f"sum by (job) (rewardloop_prefix_cache_bytes{{{AT}}}) / 2^20", "{{job}} MiB"),
+            about="Runs whose prompt was kept (hit) or not (miss), and how much is kept (--prefix-cache-mib).",
         ),
     ]

@@ -15,14 +15,17 @@ from rewardloop_server.loading.limits import LoadGuard
 from rewardloop_server.loading.opening import open_sessions
 from rewardloop_server.scoring.adapter import ActiveAdapter, Adapter, BoundAdapter
 from rewardloop_server.scoring.engine import GraphRunner, Runner
-from rewardloop_server.scoring.plan import Shapes
+from rewardloop_server.scoring.plan import ANY_SHAPE, Shapes
 
 
 class Opened(Protocol):
     """A version that is no delta, open at each place of the device."""
 
+    def trial(self) -> Runner:
+        """Return what runs the version while it is tried and timed, and keeps nothing from one run to the next."""
+
     def runner(self, shapes: Shapes) -> Runner:
-        """Return what runs the version itself, for runs of these shapes."""
+        """Return what runs the version itself when it serves, for runs of these shapes."""
 
     def delta(self, manifest: Manifest, directory: Path, shapes: Shapes, guard: LoadGuard) -> Runner:
         """Return what runs a delta over it, whose files are in the directory and were checked. Raises NotLoadable."""
@@ -48,6 +51,10 @@ class OpenGraph:
     def __init__(self, manifest: Manifest, directory: Path, device: Device, guard: LoadGuard) -> None:
         self._device = device
         self._sessions, self._signature = open_sessions(directory, device, guard)
+
+    def trial(self) -> GraphRunner:
+        """Return what runs the graph; as of `Opened`."""
+        return self.runner(ANY_SHAPE)
 
     def runner(self, shapes: Shapes) -> GraphRunner:
         """Return what runs the graph; as of `Opened`."""

@@ -120,7 +120,6 @@ def _try(order: Order, opens: Callable[[], Opens] | None, step: Callable[[str], 
     from rewardloop_server.loading.warm import check, check_text
     from rewardloop_server.scoring.cost import CostModel
     from rewardloop_server.scoring.engine import RewardModel
-    from rewardloop_server.scoring.plan import ANY_SHAPE
     from rewardloop_server.versions.host import refusal
 
     manifest, directory = Manifest.from_json(order.manifest), Path(order.directory)
@@ -147,7 +146,7 @@ def _try(order: Order, opens: Callable[[], Opens] | None, step: Callable[[str], 
         step("open")
         model = None  # frees what was open at the place before
         opened = open_version(manifest, directory, each, guard)
-        model = RewardModel(manifest, encoder, opened.runner(ANY_SHAPE), CostModel(0.0, 0.0, 0.0))
+        model = RewardModel(manifest, encoder, opened.trial(), CostModel(0.0, 0.0, 0.0))
         del opened
         step("first run")
         check(model, 1, short, found.highest, guard)

@@ -35,7 +35,6 @@ from rewardloop_server.loading.warm import check, check_text, warm_up
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.cost import CostModel
 from rewardloop_server.scoring.engine import RewardModel
-from rewardloop_server.scoring.plan import ANY_SHAPE
 
 log = structlog.get_logger()
 
@@ -160,7 +159,7 @@ class SessionPool:
         opened = self._opens(manifest, directory, self._device, guard)
         if size > LARGE_BYTES:
             log.info("opened a large version", version=manifest.version, seconds=round(time.monotonic() - started, 1))
-        model = RewardModel(manifest, encoder, opened.runner(ANY_SHAPE), CostModel(0.0, 0.0, 0.0))
+        model = RewardModel(manifest, encoder, opened.trial(), CostModel(0.0, 0.0, 0.0))
         cost = warm_up(model, found.highest, guard, LARGE_SHAPES[self._device.kind])
         with self._counting:
             self._shared[manifest.digest] = _Shared(manifest, encoder, opened, cost, found.tables, guard, 1)

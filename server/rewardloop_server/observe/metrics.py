@@ -228,6 +228,12 @@ class ServerMetrics:
     event_loop_lag_seconds: Histogram = histogram(
         "event_loop_lag_seconds", "How late the event loop wakes a sleeping task.", SECONDS_BUCKETS
     )
+    prefix_lookups_total: Counter = counter(
+        "prefix_lookups_total",
+        "Runs of responses to one prompt by the torch engine, by whether the prompt's keys and values were kept (hit).",
+        outcome=CACHE_OUTCOMES,
+    )
+    prefix_cache_bytes: Gauge = gauge("prefix_cache_bytes", "Bytes of the keys and values of prompts that are kept.")
     scoring_engine: Gauge = gauge(
         "scoring_engine",
         "1 for what runs reward models: their graphs by ONNX Runtime (onnx), or the torch models beside them (torch).",
@@ -339,6 +345,8 @@ class ServerMetrics:
                 self.stage_seconds.labels(stage=stage, lane=lane)
             for looked_up in CACHE_OUTCOMES:
                 self.cache_lookups_total.labels(lane=lane, outcome=looked_up)
+        for looked_up in CACHE_OUTCOMES:
+            self.prefix_lookups_total.labels(outcome=looked_up)
         for failed in FAILED_RUN_OUTCOMES:
             self.failed_runs_total.labels(outcome=failed)
         for kind in COUNTED_KINDS:
@@ -382,6 +390,10 @@ class ServerMetrics:
         """Show where the pointer was read that the model follows."""
         for each in POINTER_SOURCES:
             self.pointer_source.labels(model=model, source=each).set(each == source)
+
+    def looked_up_prefix(self, is_hit: bool) -> None:
+        """Count a run whose prompt was looked for."""
+        self.prefix_lookups_total.labels(outcome="hit" if is_hit else "miss").inc()
 
     def runs_by(self, engine: EngineKind) -> None:
         """Show what runs reward models."""

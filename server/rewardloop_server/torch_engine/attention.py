@@ -8,7 +8,7 @@ behind the keys and values of the prompt, which it has as its past. So no scores
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -47,11 +47,15 @@ class Way:
         windows: The tokens that each layer's attention spans, None for a layer without a bound.
         responses: Where the responses are; None for plain rows, each of which is causal.
         layers: The layers that have attended this way.
+        past: Keys and values of each layer of a prompt that the run does not compute; its rows begin after the prompt.
+        kept: Filled with those of the prompt that the run computes, by layer; None: they are not wanted.
     """
 
     windows: tuple[int | None, ...]
     responses: Responses | None = None
     layers: set[int] = field(default_factory=set)
+    past: Sequence[tuple[Tensor, Tensor]] | None = None
+    kept: dict[int, tuple[Tensor, Tensor]] | None = None
 
 
 _WAY: ContextVar[Way | None] = ContextVar("way", default=None)
@@ -96,18 +100,22 @@ def _attend(
     way = _WAY.get()
     if way is None or attention_mask is not None:
         return _sdpa(module, query, key, value, attention_mask, **given), None
-    layer = module.layer_idx
-    way.layers.add(layer)
-    window = way.windows[layer]
+    way.layers.add(module.layer_idx)
     if way.responses is None:
-        return _causal(module, query, key, value, window, given), None
-    return _behind_prompt(module, query, key, value, way.responses, window, given), None
+        return _causal(module, query, key, value, way.windows[module.layer_idx], given), None
+    return _behind_prompt(module, query, key, value, way, way.responses, given), None
 
 
 def _behind_prompt(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, at: Responses, window: int | None, given: dict[str, Any]
+    module: Any, query: Tensor, key: Tensor, value: Tensor, way: Way, at: Responses, given: dict[str, Any]
 ) -> Tensor:
-    asked, first, second = (each[:, :, : at.prompt] for each in (query, key, value))
+    window = way.windows[module.layer_idx]
+    if way.past is None:
+        asked, first, second = (each[:, :, : at.prompt] for each in (query, key, value))
+        if way.kept is not None:
+            way.kept[module.layer_idx] = (first.clone(), second.clone())
+    else:
+        first, second = way.past[module.layer_idx]
     responses, longest = at.columns.shape
     # (responses, heads, longest, d)
     own = [each[0][:, at.columns].transpose(0, 1) for each in (query, key, value)]
@@ -117,6 +125,8 @@ def _behind_prompt(
     ]
     found = _causal(module, own[0], behind[0], behind[1], window, given)
     back = found.reshape(responses * longest, *found.shape[2:])[at.places][None]
+    if way.past is not None:
+        return back
     return torch.cat([_causal(module, asked, first, second, window, given), back], dim=1)
 
 

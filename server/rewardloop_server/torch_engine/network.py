@@ -17,6 +17,7 @@ from rewardloop_reward.decoder_rows import reach, states_at, windows
 from rewardloop_reward.model import RewardNetwork
 from rewardloop_server.torch_engine.adapters import AdaptedLayers, Factors
 from rewardloop_server.torch_engine.attention import NAME, Responses, Way, attending, register
+from rewardloop_server.torch_engine.prefixes import Prefix
 
 
 class Stopped(Exception):
@@ -101,6 +102,43 @@ class Network:
             if self.heads.is_decoder:
                 return self._of_decoder(given, inputs)
             return cast(Tensor, self.heads(**given)).float()
+
+    @property
+    def keeps_prompts(self) -> bool:
+        """Whether `behind` and `kept` may be asked: responses attend to keys and values, and nothing reads a mask."""
+        return self.trunk.shares_prompts and not self.heads.needs_mask
+
+    def kept(self, inputs: GraphInputs, check: Callable[[], None]) -> tuple[Tensor, Prefix]:
+        """Return the logits of a tree row over its prompt, as `logits` does, and what the prompt leaves behind."""
+        ids, positions, columns, places, ends = self._shared(inputs)
+        prompt = ids.shape[1] - places.shape[0]
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
+        way = Way(self._windows, Responses(prompt, columns, places), kept=kept)
+        with torch.inference_mode(), _present(_Present(self.factors, check)):
+            states = _states(self.heads.trunk, ids, positions, way)
+            layers = tuple(kept[layer] for layer in range(len(self._windows)))
+            prefix = Prefix(layers, states[0, prompt - 1 : prompt].clone())
+            return self.heads.logits_at_ends(states.float(), ids, positions, None, ends).float(), prefix
+
+    def behind(self, prefix: Prefix, inputs: GraphInputs, check: Callable[[], None]) -> Tensor:
+        """Return the logits of a tree row, as `logits` does, whose prompt was computed before."""
+        ids, positions, columns, places, ends = self._shared(inputs)
+        prompt = ids.shape[1] - places.shape[0]
+        way = Way(self._windows, Responses(0, columns - prompt, places), past=prefix.layers)
+        own, positions = ids[:, prompt:], positions[:, prompt:]
+        with torch.inference_mode(), _present(_Present(self.factors, check)):
+            states = torch.cat([prefix.last[None], _states(self.heads.trunk, own, positions, way)], dim=1)
+            # Column 0 is the prompt's last token, with which an empty response ends.
+            return self.heads.logits_at_ends(states.float(), own, positions, None, ends - (prompt - 1)).float()
+
+    @property
+    def _windows(self) -> tuple[int | None, ...]:
+        assert self.trunk.windows is not None
+        return self.trunk.windows
+
+    def _shared(self, inputs: GraphInputs) -> tuple[Tensor, ...]:
+        names = ("input_ids", "position_ids", "response_columns", "response_places", "ends")
+        return tuple(torch.from_numpy(inputs[name]).to(self.trunk.device) for name in names)
 
     def _of_decoder(self, given: dict[str, Tensor], inputs: GraphInputs) -> Tensor:
         ids, positions, columns = given["input_ids"], given["position_ids"], given.get("response_columns")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from rewardloop_server.scoring.layout import Signature
 from rewardloop_server.scoring.plan import ANY_SHAPE, Shapes
 from rewardloop_server.torch_engine.device import torch_devices
 from rewardloop_server.torch_engine.network import Network, Trunk
+from rewardloop_server.torch_engine.prefixes import Prefixes
 from rewardloop_server.torch_engine.proof import TOLERANCE, prove
 from rewardloop_server.torch_engine.runner import TorchRunner
 
@@ -47,17 +48,25 @@ class OpenTorch:
         directory: Its files. They must stay, because deltas over it are proven by its graph.
         device: Where it runs.
         guard: Stops an opening that does not end.
+        prefixes: Keeps prompts between runs of versions that serve; None: nothing is kept.
 
     Raises:
         NotLoadable: The version has no torch model or an unknown precision, or its logits are not those of its graph.
     """
 
-    def __init__(self, manifest: Manifest, directory: Path, device: Device, guard: LoadGuard) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        directory: Path,
+        device: Device,
+        guard: LoadGuard,
+        prefixes: Prefixes | None = None,
+    ) -> None:
         where = f"{manifest.model} {manifest.version} does not load"
         if manifest.precision not in TOLERANCE:
             raise NotLoadable(f"{where}: the torch engine does not run {manifest.precision}; --engine onnx does")
         _check_files(manifest, where)
-        self._directory, self._device = directory, device
+        self._directory, self._device, self._prefixes = directory, device, prefixes
         self._format = read_text_format(manifest.text_format)
         with _refusing(where), _opening(guard):
             network = RewardNetwork.load(directory / TORCH)
@@ -69,11 +78,18 @@ class OpenTorch:
             self._signature = Signature.of_decoder(shares_prompts=self._trunks[0].shares_prompts)
         else:
             self._signature = Signature.of_encoder(takes_segments=bool(self._format.segment_ids))
-        self._prove(manifest, None, self.runner(ANY_SHAPE), guard)
+        self._prove(manifest, None, self.trial(), guard)
+
+    def trial(self) -> TorchRunner:
+        """Return what runs the version while it is tried; as of `Opened`."""
+        return self._runner([Network.whole(trunk) for trunk in self._trunks], ANY_SHAPE, None)
 
     def runner(self, shapes: Shapes) -> TorchRunner:
         """Return what runs the version itself; as of `Opened`."""
-        return TorchRunner([Network.whole(trunk) for trunk in self._trunks], self._signature, self._device, shapes)
+        return self._runner([Network.whole(trunk) for trunk in self._trunks], shapes, self._prefixes)
+
+    def _runner(self, networks: Sequence[Network], shapes: Shapes, prefixes: Prefixes | None) -> TorchRunner:
+        return TorchRunner(networks, self._signature, self._device, shapes, prefixes)
 
     def delta(self, manifest: Manifest, directory: Path, shapes: Shapes, guard: LoadGuard) -> TorchRunner:
         """Return what runs a delta over it, proven by the trunk's graph with its adapter; as of `Opened`."""
@@ -85,15 +101,14 @@ class OpenTorch:
                 here = {path: (a.to(trunk.device), b.to(trunk.device)) for path, (a, b) in factors.items()}
                 heads = trunk.network.with_heads(directory / TORCH).requires_grad_(False).to(trunk.device)
                 networks.append(Network(trunk, heads, here))
-        runner = TorchRunner(networks, self._signature, self._device, shapes)
-        self._prove(manifest, directory, runner, guard)
-        return runner
+        self._prove(manifest, directory, self._runner(networks, ANY_SHAPE, None), guard)
+        return self._runner(networks, shapes, self._prefixes)
 
     def _prove(self, manifest: Manifest, delta: Path | None, found: Runner, guard: LoadGuard) -> None:
         """Compare a runner with the graph, with the adapter of a delta whose directory this is. Raises NotLoadable."""
         cpu = replace(self._device, kind="cpu", threads=max(1, self._device.threads), streams=1, device_ids=(0,))
         graph = OpenGraph(manifest, self._directory, replace(cpu, spin=False, binds_adapters=False), guard)
-        by_graph = graph.runner(ANY_SHAPE) if delta is None else graph.delta(manifest, delta, ANY_SHAPE, guard)
+        by_graph = graph.trial() if delta is None else graph.delta(manifest, delta, ANY_SHAPE, guard)
         trunk = self._trunks[0]
         vocabulary, is_loose = trunk.network.vocabulary, self._device.tf32 and self._device.kind != "cpu"
         with _refusing(f"{manifest.model} {manifest.version} does not load"), _opening(guard):

@@ -15,6 +15,7 @@ from rewardloop.process.settings import parse
 from rewardloop_server.device import choose
 from rewardloop_server.device.choose import Device, choose_device, installed_builds
 from rewardloop_server.fronts.order import Order
+from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring_parts import engine_of
 from rewardloop_server.settings import ServeSettings
 
@@ -236,7 +237,7 @@ def _provided(device: Device) -> tuple[list[str], list[dict[str, str]]]:
 
 def test_serve_says_in_one_line_that_a_device_cannot_be_used() -> None:
     with pytest.raises(SystemExit) as ended:
-        engine_of(parse(ServeSettings, ["--device", "cuda"], "rewardloop serve"))
+        engine_of(parse(ServeSettings, ["--device", "cuda"], "rewardloop serve"), ServerMetrics())
     said = str(ended.value)
     assert said.startswith("rewardloop serve: device is cuda, but this ONNX Runtime has only ")
     assert "\n" not in said

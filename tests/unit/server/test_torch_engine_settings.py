@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib import util
 from typing import Any
 
@@ -16,6 +17,7 @@ from structlog.testing import capture_logs
 from rewardloop_server import scoring_parts
 from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.opened import OpenGraph
+from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring_parts import engine_of
 from rewardloop_server.settings import ServeSettings
 from rewardloop_server.torch_engine.device import choose_torch_device, torch_devices
@@ -23,10 +25,13 @@ from rewardloop_server.torch_engine.opening import OpenTorch
 
 
 def test_graphs_are_run_unless_torch_is_chosen() -> None:
-    assert engine_of(ServeSettings(device="cpu"))[1] is OpenGraph
+    assert engine_of(ServeSettings(device="cpu"), ServerMetrics())[1] is OpenGraph
     with capture_logs() as logs:
-        device, opens, child = engine_of(ServeSettings(device="cpu", engine="torch", intra_op_threads=3))
-    assert opens is OpenTorch
+        device, opens, child = engine_of(
+            ServeSettings(device="cpu", engine="torch", intra_op_threads=3), ServerMetrics()
+        )
+    assert isinstance(opens, partial)
+    assert (opens.func, opens.keywords) == (OpenTorch, {"prefixes": None})
     assert child[-1] == "rewardloop_server.torch_engine.probe"
     assert (device.kind, device.threads, device.streams, device.spin) == ("cpu", 3, 2, False)
     (entry,) = logs
@@ -36,7 +41,7 @@ def test_graphs_are_run_unless_torch_is_chosen() -> None:
 def test_a_package_that_is_missing_is_named_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring_parts, "find_spec", lambda name: None if name == "torch" else util.find_spec(name))
     with pytest.raises(SystemExit) as ended:
-        engine_of(ServeSettings(engine="torch"))
+        engine_of(ServeSettings(engine="torch"), ServerMetrics())
     said = "rewardloop serve: --engine torch needs torch: pip install 'rewardloop[server,trainer]'"
     assert str(ended.value).startswith(said)
     assert "\n" not in str(ended.value)
@@ -47,12 +52,23 @@ def test_an_engine_and_a_device_that_do_not_fit_are_refused() -> None:
         ServeSettings(engine="torch", device="tensorrt")
 
 
+def test_prompts_are_kept_by_torch_alone() -> None:
+    with pytest.raises(ValidationError, match="prefix_cache_mib needs engine torch"):
+        ServeSettings(prefix_cache_mib=64)
+    metrics = ServerMetrics()
+    opens: Any = engine_of(ServeSettings(device="cpu", engine="torch", prefix_cache_mib=64), metrics)[1]
+    prefixes = opens.keywords["prefixes"]
+    assert prefixes.look_up(prefixes.enter(), 0, b"") is None
+    sample = metrics.registry.get_sample_value
+    assert sample("rewardloop_prefix_lookups_total", {"outcome": "miss"}) == 1
+
+
 def test_a_gpu_that_torch_does_not_see_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match=r"device is cuda:0, but torch .* sees 0 GPUs"):
         choose_torch_device("cuda", threads=1)
     with pytest.raises(SystemExit, match="rewardloop serve: device is cuda:0"):
-        engine_of(ServeSettings(engine="torch", device="cuda"))
+        engine_of(ServeSettings(engine="torch", device="cuda"), ServerMetrics())
     assert choose_torch_device("auto", threads=1).kind == "cpu"
 
 
@@ -74,9 +90,10 @@ def test_a_server_that_runs_graphs_imports_no_torch() -> None:
     program = """if True:
         import sys
         import rewardloop_server.serving, rewardloop_server.fronts.engine, rewardloop_server.loading.probe
+        from rewardloop_server.observe.metrics import ServerMetrics
         from rewardloop_server.scoring_parts import engine_of
         from rewardloop_server.settings import ServeSettings
-        engine_of(ServeSettings(device="cpu"))
+        engine_of(ServeSettings(device="cpu"), ServerMetrics())
         print(sorted({"torch", "transformers", "safetensors"} & set(sys.modules)))
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
