@@ -89,7 +89,7 @@ class ServeSettings(ServingSettings):
     """Scores, takes feedback, and shows and moves model versions, over gRPC."""
 
     basic_settings = (
-        *("store", "redis_url", "listen", "metrics_port", "policy_address", "device", "engine", "intra_op_threads"),
+        *("store", "redis_url", "listen", "metrics_port", "policy_address", "device", "intra_op_threads"),
         *("tls_cert", "tls_key", "callers", "log_format", "log_level"),
     )
     setting_groups = (

@@ -62,6 +62,7 @@ def pages() -> list[dict[str, dict[str, set[str]]]]:
     shared = (vocabulary.MODEL_SERVICE, vocabulary.POLICY_SERVICE)
     serving.announce("reward", vocabulary.methods_of(*services, *shared), vocabulary.QUEUE_LANES)
     serving.announce_scoring()
+    serving.runs_by("onnx")
     worker.announce("policy", vocabulary.methods_of(*shared), [vocabulary.SAMPLING_LANE])
     worker.announce_sampling()
     for metrics in (serving, worker):

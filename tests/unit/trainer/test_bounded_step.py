@@ -41,7 +41,7 @@ def gradients(kind: str, token_budget: int, *, recompute: bool = False) -> tuple
     settings = RewardTraining.model_validate(changes)
     encoder = encoder_for(kind)
     prepare(model, model.trunk, settings)
-    run = RewardRun(model, encoder, encode_records(encoder, RECORDS), [], settings, None, print, lambda: False)
+    run = RewardRun(model, encoder, encode_records(encoder, RECORDS), [], settings, None, print, lambda: False, print)
     with LiveBytes() as live:
         loss, _ = run._gradients(run.plan[0])
     found = [p.grad.flatten() for _, p in sorted(model.named_parameters()) if p.grad is not None]
