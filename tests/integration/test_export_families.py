@@ -14,6 +14,7 @@ from support.families.shown import TOLERANCE, show_reward
 from support.families.table import DECODERS, FAMILIES, Family
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+import rewardloop_reward.decoder_rows as rows
 from rewardloop.formats.graphs.inputs import decoder_rows
 from rewardloop.formats.text import Encoded
 from rewardloop_trainer.data.base_text import UnusableBase
@@ -21,7 +22,6 @@ from rewardloop_trainer.export.experts import dense_experts
 from rewardloop_trainer.export.graph import graph_of
 from rewardloop_trainer.export.parity import open_session, run_trees
 from rewardloop_trainer.export.weights import write_graph
-from rewardloop_trainer.reward import decoder_rows as rows
 from rewardloop_trainer.reward.heads.choice import HeadChoice
 from rewardloop_trainer.reward.model import RewardModel
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from support.reward_bases import encoder_for, exported, mixed_sequences, save_base, save_tokenizer
 from transformers import AutoModel, Gemma3TextConfig
 
+import rewardloop_reward.stored_weights as stored_weights
 from rewardloop.formats.store import MODEL, ModelStore
 from rewardloop_reward.stored_weights import keep_stored_weights
 from rewardloop_reward.trunk import load_complete
@@ -27,7 +28,6 @@ from rewardloop_trainer.export.graph import fill
 from rewardloop_trainer.export.parity import PARITY_TOLERANCE, export_reward, parity, torch_logits
 from rewardloop_trainer.export.precision import Precision, convert
 from rewardloop_trainer.export.weights import load_graph, outside_of, write_graph
-from rewardloop_trainer.reward import stored_weights
 from rewardloop_trainer.reward.model import RewardModel
 
 KINDS = ("bert", "llama", "gpt2")
