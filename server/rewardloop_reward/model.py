@@ -52,9 +52,9 @@ class RewardNetwork(nn.Module):
         nn.init.zeros_(self.heads.bias)
         # The level of thumbs and ratings of the trainer's losses; it is not part of a score.
         self.threshold = nn.Parameter(torch.zeros(heads))
-        # What each token adds to a sequence's logits, (vocabulary, k). `linear_start` fits it; most bases have none.
+        # The weight that each token adds to the logits, (vocabulary, k). `linear_start` fits it; most bases have none.
         self.words: nn.Embedding | None = None
-        # What each phrase adds, (`phrases.PLACES`, k), likewise.
+        # The weight that each phrase adds, (`phrases.PLACES`, k), likewise.
         self.phrases: nn.Embedding | None = None
 
     @property
@@ -148,7 +148,7 @@ class RewardNetwork(nn.Module):
         return logits
 
     def _of_tokens(self, input_ids: Tensor, position_ids: Tensor, is_seen: Tensor) -> Tensor:
-        """What each token of rows adds to the sequences that it is in, (B, S, k); ``is_seen`` is (B or 1, S, S)."""
+        """Return the weight that each token adds where it is seen, (B, S, k); ``is_seen`` is (B or 1, S, S)."""
         found = torch.zeros((), device=input_ids.device)
         if self.words is not None:
             found = found + self.words(input_ids)

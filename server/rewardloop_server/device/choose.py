@@ -142,8 +142,7 @@ def choose_device(
             log.warning("the GPU cannot be used: scoring runs on the CPU", reason="; ".join(refusals))
             kind = "cpu"
     if kind == "cpu":
-        threads, device_ids = threads or cores(), (0,)
-        streams = min(streams or 2, threads)
+        (threads, streams), device_ids = of_cpu(threads, streams), (0,)
     binds = adapters == "bound" or (adapters == "auto" and kind != "cpu")
     device = Device(kind, threads, spin, streams or 1, memory_gb, tf32, binds, tuple(device_ids))
     log.info(
@@ -200,6 +199,12 @@ def _trial(device: Device) -> str | None:
         return f"device is {', '.join(device.names)}, but ONNX Runtime cannot open a session on it: {error}"
 
 
-def cores() -> int:
+def of_cpu(threads: int, streams: int) -> tuple[int, int]:
+    """Return the threads and the runs at once of a CPU: what was asked for, by default one a core, and two runs."""
+    threads = threads or _cores()
+    return threads, min(streams or 2, threads)
+
+
+def _cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

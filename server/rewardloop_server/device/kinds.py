@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias, get_args
 
 DeviceKind: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
-# What runs reward models on a device: their graphs by ONNX Runtime, or the torch models beside the graphs.
+# ONNX Runtime runs the graphs of reward models (onnx), or torch runs the torch models beside the graphs (torch).
 EngineKind: TypeAlias = Literal["onnx", "torch"]
 ENGINES: tuple[EngineKind, ...] = get_args(EngineKind)
 # How adapters reach a graph: "active" or "bound" (`rewardloop_server.scoring.adapter`); "auto" is bound but for a CPU.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import structlog
 import torch
 
-from rewardloop_server.device.choose import Device, cores
+from rewardloop_server.device.choose import Device, of_cpu
 from rewardloop_server.device.kinds import TORCH_DEVICES, DeviceKind, WantedDevice
 
 log = structlog.get_logger()
@@ -46,8 +46,7 @@ def choose_torch_device(
         for number in device_ids:
             _try(number, memory_gb)
     else:
-        threads, device_ids = threads or cores(), (0,)
-        streams = min(streams or 2, threads)
+        (threads, streams), device_ids = of_cpu(threads, streams), (0,)
     device = Device(kind, threads, False, streams or 1, memory_gb, tf32, False, tuple(device_ids))
     log.info(
         "device chosen",
